@@ -1,0 +1,1 @@
+"""Ensembles of networks and cubes of their activity."""

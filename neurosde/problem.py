@@ -1,0 +1,155 @@
+"""The one shape every engine works on.
+
+Users broadcast: weights (..., N, N) against states (..., N). Engines see networks × trials: the leading batch axes
+along which the weights vary are the networks, the trailing ones along which they are shared are the trials, so that one
+network's trials multiply its matrix in one product. The time step is folded in: with τ, dt and the drive convention
+absorbed, one step is
+
+    h[t+1] = a ∘ h[t] + Ŵ φ(h[t]) + Î[t] + σ ∘ dB[t].
+
+Folding is plain tensor algebra, so gradients reach W, I and τ through it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neurosde.activation import Activation
+from neurosde.rate_sde import RateSDE
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of Euler–Maruyama recursions: M networks × K trials × N neurons.
+
+    Attributes:
+        phi: the nonlinearity.
+        steps: number of steps; the path has steps + 1 points.
+        state: initial voltage, shape (M, K, N).
+        weights: Ŵ = bW, shape (M, N, N), (post, pre).
+        decay: a = 1 − dt/τ, shape (M or 1, 1, N or 1).
+        input: Î = bI, shape (steps or 1, M or 1, K or 1, N or 1), or None.
+        noise_std: σ, shape (M or 1, K or 1, N or 1).
+        increments: Brownian increments, shape (steps, M, K, N), or None without noise.
+    """
+
+    phi: Activation
+    steps: int
+    state: Tensor
+    weights: Tensor
+    decay: Tensor
+    input: Tensor | None
+    noise_std: Tensor
+    increments: Tensor | None
+
+    def input_step(self, t: int) -> Tensor | None:
+        """Î at step t, broadcasting to (M, K, N)."""
+        if self.input is None:
+            return None
+        return self.input[t if len(self.input) > 1 else 0]
+
+    def force(self, t: int) -> Tensor | None:
+        """Î + σ dB at step t, broadcasting to (M, K, N), or None where there is neither."""
+        current = self.input_step(t)
+        if self.increments is None:
+            return current
+        noise = self.noise_std * self.increments[t]
+        return noise if current is None else noise + current
+
+
+def batch_shape(sde: RateSDE, h0: Tensor) -> torch.Size:
+    """Shape of the batch that weights and initial states make together.
+
+    Raises:
+        ValueError: they do not broadcast, or h0 has another number of neurons.
+    """
+    N = sde.num_neurons
+    if h0.ndim < 1 or h0.shape[-1] != N:
+        raise ValueError(f"h0 must be (..., {N} neurons) as the weights are; got {tuple(h0.shape)}.")
+    try:
+        return torch.broadcast_shapes(sde.weights.shape[:-2], h0.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights {tuple(sde.weights.shape)} and h0 {tuple(h0.shape)} do not broadcast over their batch axes; for "
+            "B networks x K trials pass weights (B, 1, N, N) and h0 (B, K, N)."
+        ) from error
+
+
+def build_problem(
+    sde: RateSDE, h0: Tensor, dt: float, steps: int, increments: Tensor | None, *, start: float = 0.0
+) -> Problem:
+    """Fold a rate network, an initial state and a grid into a `Problem`.
+
+    Args:
+        sde: the network.
+        h0: initial voltage, shape (..., neuron).
+        dt: step.
+        steps: number of steps.
+        increments: Brownian increments, shape (steps, ..., neuron) with the batch of the problem, or None.
+        start: time of the first point, which a time-varying input is read from.
+
+    Raises:
+        ValueError: a shape does not broadcast to the batch, or tau varies over the trials of one network.
+    """
+    batch = batch_shape(sde, h0)
+    N = sde.num_neurons
+    split = _network_axes(sde.weights.shape[:-2], batch)
+    M, K = math.prod(batch[:split]), math.prod(batch[split:])
+
+    decay, gain = sde.euler_coefficients(dt)
+    decay, gain = _fold(decay, batch, split, "tau"), _fold(gain, batch, split, "tau")
+    if decay.shape[1] != 1:
+        raise ValueError("tau must not vary over the trials of one network; expand the weights over the trials too.")
+    weights = sde.weights.reshape(*_padded(sde.weights.shape[:-2], batch)[:split], N, N)
+    weights = weights.expand(*batch[:split], N, N).reshape(M, N, N)
+    return Problem(
+        phi=sde.phi,
+        steps=steps,
+        state=h0.expand(*batch, N).reshape(M, K, N),
+        weights=gain.mT * weights,
+        decay=decay,
+        input=_fold_input(sde, batch, split, gain, [start + k * dt for k in range(steps)]),
+        noise_std=_fold(sde.noise_std, batch, split, "noise_std"),
+        increments=None if increments is None else increments.reshape(steps, M, K, N),
+    )
+
+
+def _padded(shape: torch.Size, batch: torch.Size) -> tuple[int, ...]:
+    return (1,) * (len(batch) - len(shape)) + tuple(shape)
+
+
+def _network_axes(weights_batch: torch.Size, batch: torch.Size) -> int:
+    """Number of leading batch axes that count as networks: up to the last one along which the weights vary."""
+    varies = [axis for axis, size in enumerate(_padded(weights_batch, batch)) if size != 1]
+    return varies[-1] + 1 if varies else 0
+
+
+def _fold(value: Tensor, batch: torch.Size, split: int, name: str) -> Tensor:
+    """Reshape what broadcasts to (*batch, N) into (M or 1, K or 1, N or 1), expanding only where it varies."""
+    value = value if value.ndim else value.unsqueeze(0)
+    if value.ndim - 1 > len(batch):
+        raise ValueError(
+            f"{name} {tuple(value.shape)} has more axes than the batch {tuple(batch)} x neurons; expand h0 first."
+        )
+    shape = _padded(value.shape[:-1], batch)
+    if any(size not in (1, full) for size, full in zip(shape, batch, strict=True)):
+        raise ValueError(f"{name} {tuple(value.shape)} does not broadcast to (*{tuple(batch)}, neuron).")
+    value = value.reshape(*shape, value.shape[-1])
+    networks = batch[:split] if any(size != 1 for size in shape[:split]) else shape[:split]
+    trials = batch[split:] if any(size != 1 for size in shape[split:]) else shape[split:]
+    value = value.expand(*networks, *trials, value.shape[-1])
+    return value.reshape(math.prod(networks), math.prod(trials), value.shape[-1])
+
+
+def _fold_input(sde: RateSDE, batch: torch.Size, split: int, gain: Tensor, times: list[float]) -> Tensor | None:
+    if sde.input is None or not times:
+        return None
+    if sde.input_dt is None:
+        return (gain * _fold(sde.input, batch, split, "input")).unsqueeze(0)
+    samples = [sde.input_index(t) for t in times]
+    folded = [_fold(sample, batch, split, "input") for sample in sde.input.unbind(-2)]
+    return gain * torch.stack(folded)[samples]

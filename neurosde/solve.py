@@ -1,0 +1,366 @@
+"""Solving the rate network: `sdeint`, `odeint` and `simulate_rate_network`.
+
+`sdeint` and `odeint` look like their torchsde and torchdiffeq namesakes and return voltages, time first.
+`simulate_rate_network` returns firing rates, ready for analysis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args, overload
+
+import torch
+import torchdiffeq
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from neurosde.activation import Activation
+from neurosde.adjoint import integrate
+from neurosde.brownian import GRID_TOLERANCE, BrownianPath
+from neurosde.engines import EngineName, TorchsdeEngine, select_engine
+from neurosde.problem import Problem, batch_shape, build_problem
+from neurosde.rate_sde import Drive, RateSDE
+from neurosde.validation import as_float_tensor, check_count, check_time_step
+
+Adjoint = Literal["discrete", "backsolve", "autograd"]
+Noise = BrownianPath | Callable[[float, float], Tensor]
+
+
+def sdeint(
+    sde: RateSDE,
+    h0: Float[Tensor, "*batch neuron"],
+    ts: Tensor | Sequence[float],
+    *,
+    dt: float,
+    method: Literal["euler"] = "euler",
+    adjoint: Adjoint = "discrete",
+    engine: EngineName = "auto",
+    generator: int | torch.Generator | None = None,
+    bm: Noise | None = None,
+) -> Float[Tensor, "time *out neuron"]:
+    """Integrate a rate network by Euler–Maruyama; strong and weak order 1 (the noise is additive).
+
+    Args:
+        sde: the network, weights (..., neuron, neuron).
+        h0: initial voltage, shape (..., neuron); its batch broadcasts against the weights': weights (B, 1, N, N) and
+            h0 (B, K, N) are B networks × K trials.
+        ts: increasing times at which h is returned, in the unit of tau, on the grid ts[0] + k·dt.
+        dt: step.
+        method: "euler", the only scheme.
+        adjoint: "discrete" (the exact gradient of the scheme, the path itself as tape), "autograd" (back-propagation
+            through the steps) or "backsolve" (torchsde's continuous adjoint; its error is of order dt).
+        engine: "torch", "torchsde", or "auto".
+        generator: seed or generator of the noise; the same one gives the same path on every engine.
+        bm: the noise itself, instead: a `BrownianPath`, or a callable (ta, tb) → increment such as torchsde's
+            `BrownianInterval`.
+
+    Returns:
+        Voltage h at `ts`, shape (time, ..., neuron).
+
+    Raises:
+        ValueError: times off the grid or not increasing, shapes that do not fit, unknown options, NaN or inf.
+        TypeError: `sde` is not a RateSDE, dtypes differ, both generator and bm given.
+
+    References:
+        Scalable gradients for stochastic differential equations (Li, Wong, Chen, Duvenaud, 2020),
+        https://arxiv.org/abs/2001.01328
+    """
+    _check_choices(sde, adjoint)
+    if method != "euler":
+        raise ValueError(f"method must be 'euler'; got {method!r}. For noise-free networks see odeint.")
+    h0 = as_float_tensor(h0, "h0", like=sde.weights)
+    dt = check_time_step(dt, float(sde.tau.detach().min()))
+    start, indices = _grid(ts, dt)
+    steps = int(indices[-1])
+    batch = (*batch_shape(sde, h0), sde.num_neurons)
+    increments = None if sde.noise_free else _increments(batch, steps, dt, start, generator, bm, h0)
+    _, h = _run(sde, h0, dt, steps, increments, adjoint, engine, start=start, activity=False, voltage=True)
+    assert h is not None
+    return h if len(indices) == steps + 1 else h[indices.to(h.device)]
+
+
+def odeint(
+    sde: RateSDE,
+    h0: Float[Tensor, "*batch neuron"],
+    ts: Tensor | Sequence[float],
+    *,
+    method: str = "euler",
+    dt: float | None = None,
+    adjoint: Adjoint = "discrete",
+    engine: EngineName = "auto",
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+) -> Float[Tensor, "time *out neuron"]:
+    """Integrate the network without its noise: Euler on the grid, or any method of torchdiffeq.
+
+    Args:
+        sde: the network; its noise is ignored.
+        h0: initial voltage, shape (..., neuron).
+        ts: increasing times, in the unit of tau.
+        method: "euler" (order 1), "rk4" (order 4), "dopri5" (adaptive, order 5) or another torchdiffeq method.
+        dt: step of a fixed-step method; None takes the spacing of `ts`.
+        adjoint: "discrete" (Euler: the exact adjoint of the scheme; other methods: back-propagation through the solver,
+            which is exact too), "autograd", or "backsolve" (torchdiffeq's continuous adjoint).
+        engine: who steps Euler: "torch", "torchsde" or "auto". Other methods are torchdiffeq's.
+        rtol: relative tolerance of adaptive methods.
+        atol: absolute tolerance of adaptive methods.
+
+    Returns:
+        Voltage h at `ts`, shape (time, ..., neuron).
+
+    Raises:
+        ValueError: shapes that do not fit, unknown options, times not increasing or off the grid.
+        TypeError: `sde` is not a RateSDE, or dtypes differ.
+
+    References:
+        Neural ordinary differential equations (Chen, Rubanova, Bettencourt, Duvenaud, 2018),
+        https://arxiv.org/abs/1806.07366
+    """
+    _check_choices(sde, adjoint)
+    h0 = as_float_tensor(h0, "h0", like=sde.weights)
+    times = _times(ts)
+    if dt is not None:
+        dt = check_time_step(dt, float(sde.tau.detach().min()))
+    if method == "euler" and adjoint != "backsolve":
+        step = dt if dt is not None else check_time_step(float(times[1] - times[0])) if len(times) > 1 else 1.0
+        start, indices = _grid(times, step)
+        steps = int(indices[-1])
+        _, h = _run(sde, h0, step, steps, None, adjoint, engine, start=start, activity=False, voltage=True)
+        assert h is not None
+        return h if len(indices) == steps + 1 else h[indices.to(h.device)]
+    select_engine(engine)
+    state = h0.expand(*batch_shape(sde, h0), sde.num_neurons)
+    options = {"step_size": dt} if dt is not None and method in ("euler", "midpoint", "rk4", "heun3") else None
+    times = times.to(h0.device, h0.dtype)
+    if adjoint == "backsolve":
+        tensors = (sde.weights, sde.tau, sde.input)
+        parameters = tuple(t for t in tensors if t is not None and t.requires_grad)
+        h = torchdiffeq.odeint_adjoint(
+            sde, state, times, rtol=rtol, atol=atol, method=method, options=options, adjoint_params=parameters
+        )
+    else:
+        h = torchdiffeq.odeint(sde, state, times, rtol=rtol, atol=atol, method=method, options=options)
+    return h  # type: ignore[no-any-return]
+
+
+@overload
+def simulate_rate_network(
+    W: Tensor | ArrayLike,
+    h0: Tensor | ArrayLike,
+    T: int,
+    dt: float,
+    tau: float | Tensor,
+    I: Tensor | ArrayLike | None = ...,  # noqa: E741
+    noise_std: float | Tensor | ArrayLike = ...,
+    return_h: Literal[False] = ...,
+    *,
+    phi: str | Callable[[Tensor], Tensor] | Activation = ...,
+    drive: Drive = ...,
+    adjoint: Adjoint = ...,
+    engine: EngineName = ...,
+    generator: int | torch.Generator | None = ...,
+    bm: Noise | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def simulate_rate_network(
+    W: Tensor | ArrayLike,
+    h0: Tensor | ArrayLike,
+    T: int,
+    dt: float,
+    tau: float | Tensor,
+    I: Tensor | ArrayLike | None = ...,  # noqa: E741
+    noise_std: float | Tensor | ArrayLike = ...,
+    *,
+    return_h: Literal[True],
+    phi: str | Callable[[Tensor], Tensor] | Activation = ...,
+    drive: Drive = ...,
+    adjoint: Adjoint = ...,
+    engine: EngineName = ...,
+    generator: int | torch.Generator | None = ...,
+    bm: Noise | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def simulate_rate_network(
+    W: Tensor | ArrayLike,
+    h0: Tensor | ArrayLike,
+    T: int,
+    dt: float,
+    tau: float | Tensor,
+    I: Tensor | ArrayLike | None = None,  # noqa: E741
+    noise_std: float | Tensor | ArrayLike = 0.0,
+    return_h: bool = False,
+    *,
+    phi: str | Callable[[Tensor], Tensor] | Activation = "tanh",
+    drive: Drive = "scaled",
+    adjoint: Adjoint = "discrete",
+    engine: EngineName = "auto",
+    generator: int | torch.Generator | None = None,
+    bm: Noise | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Simulate the activity of a rate network at T times, x[0] = φ(h0), by Euler–Maruyama.
+
+    h[t+1] = h[t] + dt/τ·(−h[t] + W φ(h[t]) + I[t]) + √dt·σ·ξ[t],   x[t] = φ(h[t])
+
+    Args:
+        W: weights (post, pre), shape (..., neuron, neuron).
+        h0: initial voltage, shape (..., neuron), broadcasting against W over the batch.
+        T: number of times, the initial one included.
+        dt: step, in the unit of tau.
+        tau: time constant.
+        I: external input, None, constant (..., neuron) or time-varying (..., T, neuron), broadcasting to the batch.
+        noise_std: σ per √time, a scalar or per neuron.
+        return_h: also return the voltage.
+        phi: the nonlinearity, see `RateSDE`.
+        drive: "scaled" (above) or "unscaled", see `RateSDE`.
+        adjoint: gradient, see `sdeint`.
+        engine: see `sdeint`.
+        generator: seed or generator of the noise.
+        bm: the noise itself, see `sdeint`.
+
+    Returns:
+        activity: firing rate, shape (..., T, neuron); with `return_h`, also the voltage in the same shape.
+
+    Raises:
+        ValueError: shapes that do not fit, T < 1, dt or tau not positive, σ negative, NaN or inf, or an input whose
+            shape reads both as constant and as time-varying.
+        TypeError: wrong types or dtypes.
+    """
+    T = check_count(T, "T")
+    weights = as_float_tensor(W, "weights")
+    state = as_float_tensor(h0, "h0", like=weights)
+    bare = RateSDE(weights, tau, None, noise_std, phi, drive=drive)
+    _check_choices(bare, adjoint)
+    batch = batch_shape(bare, state)
+    current = None if I is None else as_float_tensor(I, "I", like=weights)
+    varies = current is not None and _varies_in_time(current, batch, T, bare.num_neurons)
+    sde = RateSDE(weights, tau, current, noise_std, phi, drive=drive, input_dt=dt if varies else None)
+    dt = check_time_step(dt, float(sde.tau.detach().min()))
+    shape = (*batch, sde.num_neurons)
+    increments = None if sde.noise_free else _increments(shape, T - 1, dt, 0.0, generator, bm, state)
+    x, h = _run(sde, state, dt, T - 1, increments, adjoint, engine, activity=True, voltage=return_h)
+    assert x is not None
+    if not return_h:
+        return x.movedim(0, -2)
+    assert h is not None
+    return x.movedim(0, -2), h.movedim(0, -2)
+
+
+def _run(
+    sde: RateSDE,
+    h0: Tensor,
+    dt: float,
+    steps: int,
+    increments: Tensor | None,
+    adjoint: Adjoint,
+    engine: EngineName,
+    *,
+    start: float = 0.0,
+    activity: bool,
+    voltage: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fold, integrate and unfold: x and h, each (steps + 1, *batch, neuron)."""
+    problem = build_problem(sde, h0, dt, steps, increments, start=start)
+    shape = (steps + 1, *batch_shape(sde, h0), sde.num_neurons)
+    chosen = select_engine(engine)
+    x: Tensor | None
+    h: Tensor | None
+    if adjoint == "backsolve":
+        x, h = _backsolve(problem, engine, activity)
+    elif adjoint == "discrete":
+        x, h = integrate(chosen, problem, activity=activity, voltage=voltage)
+    else:
+        if not chosen.differentiates_twice:
+            raise ValueError(f"adjoint='autograd' needs engine 'torch' or 'torchsde'; got {chosen.name!r}.")
+        x, h = chosen.forward(problem, activity=activity, voltage=voltage)
+    return None if x is None else x.reshape(shape), None if h is None else h.reshape(shape)
+
+
+def _backsolve(problem: Problem, engine: EngineName, activity: bool) -> tuple[Tensor | None, Tensor]:
+    if engine not in ("auto", "torchsde"):
+        raise ValueError(f"adjoint='backsolve' is torchsde's; use engine='torchsde' or 'auto', got {engine!r}.")
+    h = TorchsdeEngine().backsolve(problem)
+    return problem.phi(h) if activity else None, h
+
+
+def _check_choices(sde: RateSDE, adjoint: str) -> None:
+    if not isinstance(sde, RateSDE):
+        raise TypeError(f"sde must be a neurosde.RateSDE; got {type(sde).__name__}. For other equations use torchsde.")
+    if adjoint not in get_args(Adjoint):
+        raise ValueError(f"adjoint must be one of {get_args(Adjoint)}; got {adjoint!r}.")
+
+
+def _times(ts: Tensor | Sequence[float]) -> Tensor:
+    times = torch.as_tensor(ts, dtype=torch.float64).detach().cpu()
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"ts must be a non-empty vector of times; got shape {tuple(times.shape)}.")
+    if not bool((times.diff() > 0).all()):
+        raise ValueError("ts must be strictly increasing.")
+    return times
+
+
+def _grid(ts: Tensor | Sequence[float], dt: float) -> tuple[float, Tensor]:
+    """Return the first time and the index of each time on the grid of step dt."""
+    times = _times(ts)
+    position = (times - times[0]) / dt
+    indices = position.round().long()
+    # float32 times are off the grid by their rounding, which grows with time.
+    slack = GRID_TOLERANCE + 4e-7 * float(times.abs().max()) / dt
+    off = (position - indices).abs() > slack
+    if bool(off.any()) or bool((indices.diff() < 1).any()):
+        worst = float(times[off][0]) if bool(off.any()) else float(times[-1])
+        raise ValueError(
+            f"ts must lie on the grid ts[0] + k*dt with dt = {dt}; got t = {worst}. Choose a dt that divides it."
+        )
+    return float(times[0]), indices
+
+
+def _increments(
+    shape: Sequence[int],
+    steps: int,
+    dt: float,
+    start: float,
+    generator: int | torch.Generator | None,
+    bm: Noise | None,
+    like: Tensor,
+) -> Tensor:
+    """Brownian increments (steps, *shape), drawn or taken from the caller's path."""
+    if bm is None:
+        path = BrownianPath.sample(
+            shape, steps, dt, t0=start, generator=generator, dtype=like.dtype, device=like.device
+        )
+        return path.increments
+    if generator is not None:
+        raise TypeError("give the noise either as generator or as bm; got both.")
+    if isinstance(bm, BrownianPath) and (bm.t0, bm.dt, bm.steps) == (start, dt, steps):
+        increments = bm.increments
+    else:
+        increments = torch.stack([bm(start + k * dt, start + (k + 1) * dt) for k in range(steps)])
+    if tuple(increments.shape) != (steps, *shape):
+        raise ValueError(f"bm must give increments of shape {tuple(shape)}; got {tuple(increments.shape[1:])}.")
+    return increments.to(like.device, like.dtype)
+
+
+def _varies_in_time(current: Tensor, batch: Sequence[int], T: int, N: int) -> bool:
+    """Tell a constant input (..., N) from a time-varying one (..., T, N)."""
+
+    def fits(shape: Sequence[int], full: Sequence[int]) -> bool:
+        padded = (1,) * (len(full) - len(shape)) + tuple(shape)
+        return len(padded) == len(full) and all(a in (1, b) for a, b in zip(padded, full, strict=True))
+
+    shape = tuple(current.shape)
+    constant = fits(shape, (*batch, N))
+    varying = len(shape) >= 2 and shape[-2] in (1, T) and fits(shape[:-2], batch)
+    if constant and varying and shape[-2] != 1:
+        raise ValueError(
+            f"I of shape {shape} reads both as (trial, neuron) and as (time, neuron) since there are {T} of each; "
+            f"expand it to {(*batch, T, N)} if it varies in time, or to {(*batch, 1, N)} if it is constant."
+        )
+    if not constant and not varying:
+        raise ValueError(
+            f"I must broadcast to {(*batch, N)} (constant) or {(*batch, T, N)} (time-varying); got {shape}."
+        )
+    return varying and not constant
