@@ -42,7 +42,7 @@ class Activation:
             return self.slope_from_output(x)
         if h is None:
             raise ValueError(f"the slope of {self.name!r} needs the voltage h; got the activity only.")
-        _, slope = torch.func.jvp(self.function, (h,), (torch.ones_like(h),))
+        slope: Tensor = torch.func.jvp(self.function, (h,), (torch.ones_like(h),))[1]
         return slope
 
 

@@ -1,7 +1,7 @@
 """What steps the recursion: the engines behind `sdeint`, `odeint` and `simulate_rate_network`.
 
 An engine has two methods on a folded `Problem`: `forward` returns the path, `vjp` the gradient of a loss by the
-discrete adjoint. All engines follow the same increments to rounding, so a test of one against another is a test of both.
+discrete adjoint. All engines follow the same increments to rounding, so that one tests the other.
 
     torch      the reference: any device and dtype, differentiable twice
     torchsde   torchsde's own Euler–Maruyama solver; also gives the continuous ("backsolve") adjoint
