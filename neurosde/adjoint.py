@@ -62,7 +62,7 @@ def integrate(
     # ∂L/∂a needs h itself, and so does a nonlinearity whose slope the activity does not tell.
     tape = voltage or problem.decay.requires_grad or problem.phi.slope_from_output is None
     function = _EulerMaruyama if engine.differentiates_twice else _EulerMaruyamaOnce
-    x, h = function.apply(engine, problem.phi, problem.steps, activity, tape, *tensors)  # type: ignore[no-untyped-call]
+    x, h = function.apply(engine, problem.phi, problem.steps, activity, tape, *tensors)
     return x, h
 
 

@@ -141,7 +141,7 @@ def odeint(
         )
     else:
         h = torchdiffeq.odeint(sde, state, times, rtol=rtol, atol=atol, method=method, options=options)
-    return h  # type: ignore[no-any-return]
+    return h
 
 
 @overload
