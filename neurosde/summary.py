@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.signal
 import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -65,7 +64,9 @@ def summary_stats(
     centred = x - mean[..., None, :]
     covariance = np.swapaxes(centred, -1, -2) @ centred / samples
     lagged = [np.swapaxes(centred[..., lag:, :], -1, -2) @ centred[..., :-lag, :] / (samples - lag) for lag in lags]
-    frequency, power = scipy.signal.welch(centred, fs=1 / dt, axis=-2, nperseg=min(256, samples), detrend=False)
+    from scipy.signal import welch  # here, since it takes as long to import as the rest of neurosde together
+
+    frequency, power = welch(centred, fs=1 / dt, axis=-2, nperseg=min(256, samples), detrend=False)
 
     leading = _LEADING[x.ndim - 2]
     pair = (*leading, "neuron", "other_neuron")

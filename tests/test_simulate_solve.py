@@ -23,9 +23,8 @@ def by_hand(W, h0, T, dt, tau, current, sigma, noise, drive="scaled"):
     h, voltages = h0.copy(), []
     for t in range(T):
         voltages.append(h)
-        drift = (
-            (-h + W @ np.tanh(h) + current[t]) / tau if drive == "scaled" else -h / tau + W @ np.tanh(h) + current[t]
-        )
+        recurrent = W @ np.tanh(h) + current[t]
+        drift = (-h + recurrent) / tau if drive == "scaled" else -h / tau + recurrent
         h = h + dt * drift + sigma * noise[t]
     return np.tanh(np.stack(voltages)), np.stack(voltages)
 

@@ -1,0 +1,318 @@
+"""Ensembles of recurrent weight matrices: what wiring might look like before any activity is seen.
+
+Every ensemble is a small frozen object with a `gain`, its own parameters, `sample(N, generator)` and `variance(N)`.
+Gain means the same in all of them: the radius g of the disc that the bulk of the eigenvalues fills as N grows, so that
+g = 1 is where a tanh network without noise starts to be active of itself. `variance` is the mean square of an entry,
+which is the variance of the iid Gaussian prior that comes nearest to the ensemble.
+
+References:
+    The circular law (Bordenave, Chafaï, 2012), https://doi.org/10.1214/11-PS183
+    Eigenvalue spectra of random matrices for neural networks (Rajan, Abbott, 2006),
+    https://doi.org/10.1103/PhysRevLett.97.188104
+    Linking connectivity, dynamics, and computations in low-rank recurrent neural networks (Mastrogiuseppe, Ostojic,
+    2018), https://doi.org/10.1016/j.neuron.2018.07.003
+    Transition to chaos in random networks with cell-type-specific connectivity (Aljadeff, Stern, Sharpee, 2015),
+    https://doi.org/10.1103/PhysRevLett.114.088101
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosde.brownian import as_generator
+from neurosde.validation import check_count, check_positive
+
+
+@dataclass(frozen=True)
+class WeightDraw:
+    """One draw of an ensemble.
+
+    Attributes:
+        weights: W (post, pre), shape (neuron, neuron), float64.
+        gain: the gain it was drawn with.
+        cell_type: +1 excitatory, −1 inhibitory, 0 neither, shape (neuron,), int8.
+        block: cluster that each neuron belongs to, shape (neuron,), int16; all 0 where there are none.
+    """
+
+    weights: Tensor
+    gain: float
+    cell_type: Tensor
+    block: Tensor
+
+
+class Ensemble(Protocol):
+    """What an ensemble offers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the ensemble in configurations."""
+        ...
+
+    @property
+    def gain(self) -> float:
+        """Radius of the bulk of eigenvalues."""
+        ...
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        ...
+
+    def variance(self, N: int) -> float:
+        """Mean square of an entry of an N × N matrix."""
+        ...
+
+
+def _gain() -> float:
+    return field(default=1.5, metadata={"help": "radius of the bulk of eigenvalues", "flags": ("--g", "--gain")})
+
+
+def _normal(*shape: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _draw(weights: Tensor, gain: float, cell_type: Tensor | None = None, block: Tensor | None = None) -> WeightDraw:
+    N = len(weights)
+    return WeightDraw(
+        weights,
+        gain,
+        torch.zeros(N, dtype=torch.int8) if cell_type is None else cell_type,
+        torch.zeros(N, dtype=torch.int16) if block is None else block,
+    )
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Iid Gaussian weights, W_ij ~ N(0, g²/N)."""
+
+    name: ClassVar[str] = "gaussian"
+    gain: float = _gain()
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        N = check_count(N, "N")
+        return _draw(self.gain / math.sqrt(N) * _normal(N, N, generator=generator), self.gain)
+
+    def variance(self, N: int) -> float:
+        """g²/N."""
+        return self.gain**2 / N
+
+
+@dataclass(frozen=True)
+class Dale:
+    """Dale's law: each neuron (column) either excites or inhibits all its targets.
+
+    W_ij = ±s_j |z_ij|, z iid standard normal, the first `excitatory_fraction` of the neurons positive. Inhibition is
+    scaled so that the mean inhibitory input is `balance` times the mean excitatory one (1: balanced).
+    """
+
+    name: ClassVar[str] = "dale"
+    gain: float = _gain()
+    excitatory_fraction: float = field(default=0.8, metadata={"help": "fraction of excitatory neurons"})
+    balance: float = field(default=1.0, metadata={"help": "mean inhibitory over mean excitatory input"})
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
+        check_positive(self.balance, "balance")
+        if not 0 < self.excitatory_fraction < 1:
+            raise ValueError(f"excitatory_fraction must lie strictly between 0 and 1; got {self.excitatory_fraction}.")
+
+    def _scales(self, N: int) -> Tensor:
+        """Signed scale of each column, shape (N,)."""
+        if N < 2:
+            raise ValueError(f"Dale's law needs at least one neuron of each kind, N >= 2; got N = {N}.")
+        excitatory = min(max(round(self.excitatory_fraction * N), 1), N - 1)
+        scales = torch.ones(N, dtype=torch.float64)
+        scales[excitatory:] = -self.balance * excitatory / (N - excitatory)
+        # The bulk's radius is set by the variance about the column's mean: of |z|, 1 − 2/π.
+        radius = math.sqrt((1 - 2 / math.pi) * float(scales.square().sum()))
+        return self.gain / radius * scales
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        scales = self._scales(check_count(N, "N"))
+        weights = scales * _normal(N, N, generator=generator).abs()
+        return _draw(weights, self.gain, cell_type=scales.sign().to(torch.int8))
+
+    def variance(self, N: int) -> float:
+        """g² / (N (1 − 2/π)) on average over the columns."""
+        return float(self._scales(N).square().mean())
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Sparse Gaussian weights: each connection exists with probability `density`, W_ij ~ N(0, g²/(N·density))."""
+
+    name: ClassVar[str] = "sparse"
+    gain: float = _gain()
+    density: float = field(default=0.2, metadata={"help": "probability of a connection"})
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density must lie in (0, 1]; got {self.density}.")
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        N = check_count(N, "N")
+        exists = torch.rand(N, N, generator=generator, dtype=torch.float64) < self.density
+        scale = self.gain / math.sqrt(N * self.density)
+        return _draw(scale * exists * _normal(N, N, generator=generator), self.gain)
+
+    def variance(self, N: int) -> float:
+        """g²/N."""
+        return self.gain**2 / N
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank structure in a random background: W = g J/√N + s/√(rN) Σ_k m_k n_kᵀ, all of J, m, n standard normal."""
+
+    name: ClassVar[str] = "low-rank"
+    gain: float = _gain()
+    rank: int = field(default=2, metadata={"help": "rank of the structure"})
+    strength: float = field(default=1.0, metadata={"help": "strength of the structure, on the scale of the gain"})
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
+        check_positive(self.strength, "strength", zero_ok=True)
+        check_count(self.rank, "rank")
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        N = check_count(N, "N")
+        background = self.gain / math.sqrt(N) * _normal(N, N, generator=generator)
+        m, n = _normal(2, N, self.rank, generator=generator)
+        return _draw(background + self.strength / math.sqrt(self.rank * N) * m @ n.mT, self.gain)
+
+    def variance(self, N: int) -> float:
+        """(g² + s²)/N."""
+        return (self.gain**2 + self.strength**2) / N
+
+
+@dataclass(frozen=True)
+class Block:
+    """Clusters: Gaussian weights whose standard deviation is `contrast` times larger within a cluster than between."""
+
+    name: ClassVar[str] = "block"
+    gain: float = _gain()
+    num_blocks: int = field(default=4, metadata={"help": "number of clusters"})
+    contrast: float = field(default=3.0, metadata={"help": "weight within clusters over weight between them"})
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
+        check_positive(self.contrast, "contrast")
+        check_count(self.num_blocks, "num_blocks")
+
+    def _profile(self, N: int) -> tuple[Tensor, Tensor]:
+        """Standard deviation of each entry (N, N) and cluster of each neuron (N,)."""
+        if self.num_blocks > N:
+            raise ValueError(f"{self.num_blocks} clusters need at least as many neurons; got N = {N}.")
+        block = (torch.arange(N) * self.num_blocks) // N
+        profile = torch.where(block[:, None] == block, self.contrast, 1.0).double()
+        # Aljadeff et al.: the squared radius is the largest eigenvalue of the matrix of variances.
+        radius = math.sqrt(float(np.linalg.eigvalsh(profile.square().numpy())[-1]))
+        return self.gain / radius * profile, block.to(torch.int16)
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        profile, block = self._profile(check_count(N, "N"))
+        return _draw(profile * _normal(N, N, generator=generator), self.gain, block=block)
+
+    def variance(self, N: int) -> float:
+        """Mean of the entries' variances, g²/N where the clusters are of equal size."""
+        return float(self._profile(N)[0].square().mean())
+
+
+@dataclass(frozen=True)
+class GainMixture:
+    """Any ensemble with a gain that is itself unknown: g uniform between the base's gain and `gain_high`."""
+
+    base: Ensemble
+    gain_high: float
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain_high, "gain_high")
+        if self.gain_high < self.base.gain:
+            raise ValueError(f"gain_high must be at least the gain {self.base.gain}; got {self.gain_high}.")
+
+    @property
+    def name(self) -> str:
+        """Name of the base ensemble."""
+        return self.base.name
+
+    @property
+    def gain(self) -> float:
+        """Lower end of the gains."""
+        return self.base.gain
+
+    def _with_gain(self, gain: float) -> Ensemble:
+        return replace(self.base, gain=gain)  # type: ignore[type-var]
+
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw a gain, then one N × N matrix."""
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        return self._with_gain(self.gain + share * (self.gain_high - self.gain)).sample(N, generator)
+
+    def variance(self, N: int) -> float:
+        """Mean over the gains; Simpson's rule is exact since the variance is quadratic in the gain."""
+        points = (self.gain, (self.gain + self.gain_high) / 2, self.gain_high)
+        low, middle, high = (self._with_gain(gain).variance(N) for gain in points)
+        return (low + 4 * middle + high) / 6
+
+
+ENSEMBLES: dict[str, Any] = {kind.name: kind for kind in (Gaussian, Dale, Sparse, LowRank, Block)}
+
+
+def make_ensemble(name: str, gain_high: float | None = None, **parameters: float) -> Ensemble:
+    """Return the ensemble called `name`; with `gain_high`, a gain mixture.
+
+    Raises:
+        ValueError: unknown name, or a parameter that this ensemble does not have.
+    """
+    if name not in ENSEMBLES:
+        raise ValueError(f"ensemble must be one of {sorted(ENSEMBLES)}; got {name!r}.")
+    kind = ENSEMBLES[name]
+    unknown = sorted(set(parameters) - set(kind.__dataclass_fields__))
+    if unknown:
+        known = sorted(key for key in kind.__dataclass_fields__ if key != "name")
+        raise ValueError(f"the {name} ensemble has the parameters {known}; got {unknown}.")
+    base: Ensemble = kind(**parameters)
+    return base if gain_high is None else GainMixture(base, gain_high)
+
+
+def sample_weight_matrix(
+    N: int,
+    g: float = 1.5,
+    *,
+    ensemble: str | Ensemble = "gaussian",
+    generator: int | torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    **parameters: float,
+) -> Tensor:
+    """Draw one recurrent weight matrix.
+
+    Args:
+        N: number of neurons.
+        g: gain, the radius of the bulk of eigenvalues.
+        ensemble: gaussian, dale, sparse, low-rank or block, or an ensemble object (which brings its own gain).
+        generator: seed or generator.
+        dtype: dtype of the result.
+        **parameters: the ensemble's own, such as density=0.1.
+
+    Returns:
+        W (post, pre), shape (N, N).
+
+    Raises:
+        ValueError: unknown ensemble or parameter, or a value out of range.
+    """
+    chosen = make_ensemble(ensemble, gain=g, **parameters) if isinstance(ensemble, str) else ensemble
+    return chosen.sample(N, as_generator(generator)).weights.to(dtype)

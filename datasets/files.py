@@ -1,0 +1,126 @@
+"""Arrays out of other people's files: npy, npz, csv and netCDF, with errors that name the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+KINDS = (".nc", ".npz", ".npy", ".csv")
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return the path of an existing file of a kind we read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a kind of file that neurosde reads.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"{path} must be one of {', '.join(KINDS)}; got {path.suffix or 'no suffix'!r}.")
+    return path
+
+
+def open_netcdf(path: str | Path) -> xr.Dataset:
+    """Open a netCDF file lazily.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a readable netCDF file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return xr.open_dataset(path, engine="netcdf4", decode_times=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable netCDF file (cut short, or another format): {error}") from error
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a csv file of numbers, with a header line or without.
+
+    Raises:
+        ValueError: empty, ragged, or holds what is no number.
+    """
+    try:
+        first = pd.read_csv(path, header=None, nrows=1)
+        cells = list(first.iloc[0])
+        headed = any(_number(cell) is None for cell in (cells[1:] or cells))
+        table = pd.read_csv(path, header=0 if headed else None)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a csv table of numbers: {error}") from error
+    names = table.columns[0] if len(table.columns) else None
+    if names is not None and not pd.api.types.is_numeric_dtype(table[names]):
+        table = table.set_index(names)  # a first column of names
+    wrong = [str(column) for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
+    if wrong or table.empty:
+        raise ValueError(f"{path} must hold numbers; columns {wrong[:5]} do not." if wrong else f"{path} is empty.")
+    return table
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a npz file, or the one of a npy file as `activity`; pickled objects are refused.
+
+    Raises:
+        ValueError: not a numpy file, or holds objects.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"activity": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable numpy file of plain arrays: {error}") from error
+
+
+def choose(names: Sequence[str], wanted: str | None, preferred: Sequence[str], path: str | Path) -> str:
+    """Return which of a file's arrays to read: the one asked for, a usual name, or the only one.
+
+    Raises:
+        ValueError: the one asked for is not there, or it is not clear which is meant.
+    """
+    if wanted is not None:
+        if wanted not in names:
+            raise ValueError(f"{path} holds {list(names)}; got variable {wanted!r}.")
+        return wanted
+    for name in preferred:
+        if name in names:
+            return name
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(f"{path} holds {list(names)}; name the one to read (none is called {preferred[0]!r}).")
+
+
+def read_array(path: str | Path, variable: str | None, preferred: Sequence[str]) -> np.ndarray:
+    """Read one numeric array from a file of any kind we read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: unreadable, or it is not clear which array is meant.
+    """
+    path = existing_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return read_table(path).to_numpy(dtype=np.float64)
+    if suffix == ".npy":
+        return np.asarray(read_npz(path)["activity"], dtype=np.float64)
+    if suffix == ".npz":
+        arrays = read_npz(path)
+        return np.asarray(arrays[choose(list(arrays), variable, preferred, path)], dtype=np.float64)
+    with open_netcdf(path) as dataset:
+        names = [str(name) for name in dataset.data_vars if dataset[name].ndim >= 2]
+        return dataset[choose(names, variable, preferred, path)].to_numpy().astype(np.float64)
+
+
+def _number(cell: object) -> float | None:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return None

@@ -1,0 +1,101 @@
+"""Command-line options out of configuration dataclasses, so that each option is written once.
+
+A field's name, type and default make its option; its metadata adds `help` and, where the field has its own spelling,
+`flags`. Underscores work wherever dashes do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line and takes --num_networks for --num-networks."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Exit with status 2 and one line."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, dashes and underscores alike."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_dashed(word) for word in given], namespace)
+
+
+def add_options(parser: argparse._ActionsContainer, config: type, *, skip: Iterable[str] = ()) -> None:
+    """Add one option for each field of a configuration dataclass.
+
+    Fields that are not given on the command line are left out of the namespace, so that the dataclass keeps the word on
+    defaults.
+    """
+    hints = typing.get_type_hints(config)
+    for item in fields(config):
+        if item.name not in skip:
+            _add_option(parser, item, hints[item.name])
+
+
+def from_options(config: type, namespace: argparse.Namespace, **values: Any) -> Any:
+    """Build the configuration from parsed options; `values` take precedence."""
+    known = {item.name for item in fields(config)}
+    given = {name: value for name, value in vars(namespace).items() if name in known}
+    return config(**(given | values))
+
+
+def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command; what the user can mend ends in one line on stderr and status 2, Ctrl-C in status 130."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            return command(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, the same command resumes it", file=sys.stderr)
+        return 130
+
+
+def _add_option(parser: argparse._ActionsContainer, item: Field, hint: Any) -> None:
+    flags = item.metadata.get("flags", ("--" + item.name.replace("_", "-"),))
+    options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS}
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    required = item.default is MISSING and item.default_factory is MISSING
+    default = None if required or item.default is MISSING else item.default
+    explain = item.metadata.get("help", "")
+    if hint is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif get_origin(hint) is Literal:
+        options["choices"] = get_args(hint)
+    elif get_origin(hint) is tuple:
+        options |= {"nargs": "+", "type": get_args(hint)[0], "action": _Tuple}
+    else:
+        options["type"] = hint
+        if hint is Path:
+            options["metavar"] = "PATH"
+    options["required"] = required
+    if hint is not bool and default is not None:
+        explain += f" (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+    parser.add_argument(*flags, help=explain, **options)
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _dashed(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
