@@ -13,13 +13,15 @@ from neurosde.options import OptionParser, run_safely
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 the user's to mend, 130 interrupted."""
     from neurosde.datasets import build_dataset
+    from neurosde.evaluation import evaluate
+    from neurosde.models import infer_command
 
     parser = OptionParser(
         prog="neurosde", description="Which wiring could have produced this activity, and how sure we can be."
     )
     parser.add_argument("--version", action="version", version=f"neurosde {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in (("build-dataset", build_dataset),):
+    for name, module in (("build-dataset", build_dataset), ("infer", infer_command), ("evaluate", evaluate)):
         summary = (module.__doc__ or "").strip().splitlines()[0]
         sub = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(sub)

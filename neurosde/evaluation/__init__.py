@@ -1,1 +1,1 @@
-"""Evaluation."""
+"""Evaluation of posteriors: recovery, calibration, prediction, baselines, reports and benchmarks."""

@@ -1,0 +1,177 @@
+"""Noise and gain from the recording itself, and point estimates with their ridge parameter.
+
+A real recording comes without σ and g. With the weights integrated out, the transitions' probability given the noise
+scale s and the prior variance v is closed form in the eigenvalues λ_k of Σφφᵀ and P = (Σyφᵀ)U:
+
+    log p(y) = Σ_i { −n/2 log 2πs² − ½ Σ_k log(1 + vλ_k/s²) − (Σy_i² − Σ_k P_ik²/(λ_k + r))/2s² },   r = s²/v.
+
+Given r, the best s² is explicit, so that one number is left to search.
+
+References:
+    Bayesian interpolation (MacKay, 1992), https://doi.org/10.1162/neco.1992.4.3.415
+    Generalized cross-validation as a method for choosing a good ridge parameter (Golub, Heath, Wahba, 1979),
+    https://doi.org/10.1080/00401706.1979.10489751
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from neurosde.likelihood import TransitionStatistics
+from neurosde.validation import check_positive
+
+
+@dataclass(frozen=True)
+class EmpiricalBayes:
+    """Noise and prior that a recording makes most probable.
+
+    Attributes:
+        noise_std: σ per √time.
+        prior_variance: variance v of a weight.
+        log_evidence: log probability of the transitions with the weights integrated out.
+        at_floor: whether σ is not larger than what rounding of the recording alone would look like.
+    """
+
+    noise_std: float
+    prior_variance: float
+    log_evidence: float
+    at_floor: bool
+
+    def gain(self, N: int) -> float:
+        """G = √(N v)."""
+        return math.sqrt(N * self.prior_variance)
+
+
+class _Spectrum:
+    """The statistics in the eigenbasis of Σφφᵀ, as numpy."""
+
+    def __init__(self, statistics: TransitionStatistics) -> None:
+        eigenvalues, vectors = torch.linalg.eigh(statistics.xx)
+        self.vectors = vectors
+        self.eigenvalues = eigenvalues.clamp_min(0).numpy()
+        self.projections = statistics.yx @ vectors
+        self.power = self.projections.square().sum(0).numpy()
+        self.total = float(statistics.yy.sum())
+        self.rows = statistics.num_neurons
+        self.n = statistics.degrees
+
+    def log_evidence(self, s2: float, v: float) -> float:
+        """Up to the change of variables from y to h, which depends on neither."""
+        misfit = self.total - float((self.power / (self.eigenvalues + s2 / v)).sum())
+        log_determinant = float(np.log1p(v * self.eigenvalues / s2).sum())
+        return -0.5 * (self.rows * (self.n * math.log(2 * math.pi * s2) + log_determinant) + misfit / s2)
+
+    def best_noise(self, r: float) -> float:
+        """The s² that maximises the evidence at r = s²/v."""
+        return (self.total - float((self.power / (self.eigenvalues + r)).sum())) / (self.rows * self.n)
+
+
+def empirical_bayes(
+    statistics: TransitionStatistics, *, noise_std: float | None = None, prior_variance: float | None = None
+) -> EmpiricalBayes:
+    """Estimate what is not given of the noise and the prior variance by maximising the evidence.
+
+    Args:
+        statistics: sums over the transitions.
+        noise_std: σ where it is known.
+        prior_variance: v = g²/N where the gain is known.
+
+    Returns:
+        Both, given or estimated; σ is not below the statistics' `noise_floor`.
+
+    Raises:
+        ValueError: a given value is not positive.
+    """
+    spectrum = _Spectrum(statistics)
+    floor = statistics.noise_scale(statistics.noise_floor) ** 2
+    scale = max(spectrum.total / (spectrum.rows * spectrum.n), floor, 1e-300)
+    if noise_std is not None:
+        check_positive(noise_std, "noise_std", zero_ok=True)
+        s2 = max(statistics.noise_scale(noise_std) ** 2, floor)
+    if prior_variance is not None:
+        check_positive(prior_variance, "prior_variance")
+
+    if noise_std is None and prior_variance is None:
+
+        def profile(r: float) -> tuple[float, float]:
+            best = max(spectrum.best_noise(r), floor, 1e-14 * scale)
+            return best, best / r
+
+        typical = float(spectrum.eigenvalues.mean()) or 1.0
+        r = _maximise(lambda r: spectrum.log_evidence(*profile(r)), typical)
+        s2, v = profile(r)
+    elif noise_std is None:
+        assert prior_variance is not None
+        v = prior_variance
+        s2 = _maximise(lambda value: spectrum.log_evidence(max(value, floor), v), scale)
+        s2 = max(s2, floor)
+    elif prior_variance is None:
+        typical = s2 / (float(spectrum.eigenvalues.mean()) or 1.0)
+        v = _maximise(lambda value: spectrum.log_evidence(s2, value), typical)
+    else:
+        v = prior_variance
+    return EmpiricalBayes(
+        noise_std=statistics.noise_std(math.sqrt(s2)),
+        prior_variance=v,
+        log_evidence=spectrum.log_evidence(s2, v) - statistics.count * spectrum.rows * math.log(statistics.gain),
+        at_floor=s2 <= 1.01 * floor,
+    )
+
+
+def ridge_parameter(statistics: TransitionStatistics, choice: str | float = "cross-validation") -> float:
+    """The λ of ridge regression, by generalised cross-validation or by evidence.
+
+    Args:
+        statistics: sums over the transitions.
+        choice: "cross-validation", "evidence", or λ itself.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if not isinstance(choice, str):
+        return check_positive(choice, "ridge parameter")
+    if choice == "evidence":
+        estimate = empirical_bayes(statistics)
+        return statistics.noise_scale(estimate.noise_std) ** 2 / estimate.prior_variance
+    if choice != "cross-validation":
+        raise ValueError(f"ridge parameter must be 'cross-validation', 'evidence' or a number; got {choice!r}.")
+    spectrum = _Spectrum(statistics)
+    eigenvalues, power, n = spectrum.eigenvalues, spectrum.power, spectrum.n
+
+    def score(r: float) -> float:
+        residual = spectrum.total - float((power * (eigenvalues + 2 * r) / (eigenvalues + r) ** 2).sum())
+        freedom = 1 - float((eigenvalues / (eigenvalues + r)).sum()) / n
+        return -math.log(max(residual, 1e-300)) + 2 * math.log(max(freedom, 1e-300))
+
+    return _maximise(score, float(eigenvalues.mean()) or 1.0)
+
+
+def ridge(statistics: TransitionStatistics, parameter: str | float = "cross-validation") -> Tensor:
+    """Ridge estimate of W (post, pre): argmin Σ|y − Wφ|² + λ|W|²."""
+    spectrum = _Spectrum(statistics)
+    r = ridge_parameter(statistics, parameter)
+    return spectrum.projections / (torch.as_tensor(spectrum.eigenvalues) + r) @ spectrum.vectors.mT
+
+
+def least_squares(statistics: TransitionStatistics) -> Tensor:
+    """Least-squares estimate of W (post, pre); of minimum norm where the activity does not span all neurons."""
+    return statistics.yx @ torch.linalg.pinv(statistics.xx, hermitian=True)
+
+
+def _maximise(objective: Callable[[float], float], typical: float) -> float:
+    """Maximise over a positive number: a grid over 24 decades about a typical value, then Brent's method."""
+    grid = math.log(typical) + np.log(10) * np.linspace(-14, 10, 97)
+    values = [objective(math.exp(point)) for point in grid]
+    best = int(np.argmax(values))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(
+        lambda p: -objective(math.exp(p)), bounds=(low, high), method="bounded", options={"xatol": 1e-9}
+    )
+    return math.exp(float(found.x))

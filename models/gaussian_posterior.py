@@ -1,0 +1,125 @@
+"""The exact posterior over weights for a Gaussian prior.
+
+With W_ij ~ N(0, v) iid and transitions of precision Λ and B (see `neurosde.likelihood`) the posterior is matrix normal:
+rows independent, W_i ~ N(mean_i, C) with C = (Λ + I/v)⁻¹ and mean = BC. Its mean is ridge regression with λ = s²/v.
+
+References:
+    Bayesian inference in statistical analysis (Box, Tiao, 1973), chapter 8, https://doi.org/10.1002/9781118033197
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurosde.brownian import as_generator
+from neurosde.likelihood import TransitionStatistics
+from neurosde.validation import check_positive
+
+
+class GaussianPosterior:
+    """A matrix-normal distribution over W: independent rows with one covariance. All in float64.
+
+    Args:
+        mean: posterior mean (post, pre), shape (neuron, neuron).
+        covariance: covariance of a row, shape (pre, pre).
+        prior_variance: variance v of the prior of an entry; infinite for a flat prior.
+        noise_std: σ that the posterior is conditioned on.
+
+    Raises:
+        ValueError: shapes that do not fit, or a covariance that is not positive definite.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, prior_variance: float, noise_std: float) -> None:
+        if covariance.shape != (mean.shape[-1],) * 2 or mean.ndim != 2:
+            raise ValueError(
+                f"mean (post, pre) and covariance (pre, pre) must fit; got {tuple(mean.shape)}, "
+                f"{tuple(covariance.shape)}."
+            )
+        self.mean = mean
+        self.covariance = covariance
+        self.prior_variance = prior_variance
+        self.noise_std = noise_std
+        try:
+            self._cholesky = torch.linalg.cholesky(covariance)
+        except RuntimeError as error:  # torch's LinAlgError
+            raise ValueError("the covariance must be positive definite.") from error
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: TransitionStatistics, noise_std: float, prior_variance: float
+    ) -> GaussianPosterior:
+        """Condition the prior N(0, prior_variance) on a recording.
+
+        σ below the statistics' `noise_floor` (σ = 0 included) is taken at the floor: W is then determined on the span
+        of the activity to the precision of the recording, and keeps its prior off it.
+
+        Args:
+            statistics: sums over the transitions.
+            noise_std: σ per √time.
+            prior_variance: variance of an entry, g²/N; `math.inf` for a flat prior.
+
+        Raises:
+            ValueError: the prior variance is not positive, or a flat prior meets activity that does not span all
+                neurons.
+        """
+        check_positive(noise_std, "noise_std", zero_ok=True)
+        if not prior_variance > 0:
+            raise ValueError(f"prior_variance must be positive; got {prior_variance}.")
+        sigma = max(noise_std, statistics.noise_floor)
+        precision, moment = statistics.precision(sigma)
+        eigenvalues, vectors = torch.linalg.eigh(precision)
+        eigenvalues = eigenvalues.clamp_min(0)
+        if math.isinf(prior_variance):
+            rank = int((eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps).sum())
+            if rank < len(eigenvalues) or statistics.degrees < len(eigenvalues):
+                raise ValueError(
+                    f"without a prior, W is undetermined: the activity spans {rank} of {len(eigenvalues)} directions "
+                    f"in {statistics.degrees} transitions. Record longer, or use method 'exact' or 'ridge'."
+                )
+        variances = 1 / (eigenvalues + 1 / prior_variance)
+        covariance = (vectors * variances) @ vectors.mT
+        return cls(moment @ vectors * variances @ vectors.mT, covariance, prior_variance, sigma)
+
+    @property
+    def sd(self) -> Float[Tensor, "post pre"]:
+        """Standard deviation of each weight, (post, pre)."""
+        return self.covariance.diagonal().sqrt().expand_as(self.mean)
+
+    @property
+    def contraction(self) -> float:
+        """1 − posterior variance / prior variance, averaged over the weights: 0 has learnt nothing, 1 everything."""
+        return 1 - float(self.covariance.diagonal().mean()) / self.prior_variance
+
+    def sample(self, shape: Sequence[int] = (), generator: int | torch.Generator | None = None) -> Tensor:
+        """Draw weights, shape (*shape, post, pre)."""
+        source = as_generator(generator)
+        z = torch.randn(*shape, *self.mean.shape, generator=source, dtype=self.mean.dtype)
+        return self.mean + z @ self._cholesky.mT
+
+    def log_prob(self, weights: Float[Tensor, "*batch post pre"]) -> Float[Tensor, "*batch"]:
+        """Log density of W, shape (...)."""
+        z = self.whiten(weights)
+        rows, columns = self.mean.shape
+        log_determinant = rows * self._cholesky.diagonal().log().sum()
+        return -0.5 * z.square().sum((-1, -2)) - log_determinant - 0.5 * rows * columns * math.log(2 * math.pi)
+
+    def whiten(self, weights: Float[Tensor, "*batch post pre"]) -> Float[Tensor, "*batch post pre"]:
+        """Map W to what is standard normal under the posterior, (W − mean) C^{-1/2}."""
+        deviation = (weights.to(self.mean.dtype) - self.mean).mT
+        return torch.linalg.solve_triangular(self._cholesky, deviation, upper=False).mT
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the central interval of each weight, each (post, pre).
+
+        Raises:
+            ValueError: the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1; got {level}.")
+        half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * self.sd
+        return self.mean - half, self.mean + half

@@ -1,0 +1,30 @@
+"""`neurosde infer`: a posterior over the weights behind a recording."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from neurosde.models.inference import InferenceConfig, infer
+from neurosde.models.posterior_file import save_posterior
+from neurosde.options import OptionParser, add_options, from_options
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Add the options of `neurosde infer`."""
+    parser.add_argument("recording", type=Path, help="activity: netCDF, npz, npy or csv; (trial,) time, neuron")
+    add_options(parser, InferenceConfig)
+    parser.add_argument("--out", type=Path, default=Path("posterior.nc"), help="posterior (default posterior.nc)")
+
+
+def run(options: Namespace) -> int:
+    """Infer, say what was estimated, and write the posterior."""
+    result = infer(options.recording, from_options(InferenceConfig, options))
+    trials, samples, N = result.recording.activity.shape
+    print(f"{result.recording.source}: {N} neurons, {trials} trials of {samples} times")
+    for note in result.notes:
+        print(f"  {note}")
+    path = save_posterior(result, options.out)
+    learnt = result.posterior.contraction
+    print(f"Posterior ({result.config.method}, {len(result.draws)} draws, contraction {learnt:.3f}): {path}")
+    return 0

@@ -1,0 +1,227 @@
+"""From a recording to a posterior over its weights.
+
+exact           the exact posterior for a Gaussian prior; gain and noise as given, else by empirical Bayes
+ridge           the same with the prior variance chosen by generalised cross-validation
+least-squares   a flat prior: needs more transitions than neurons, and shows what the prior is for
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosde.datasets.recordings import Recording, merge_settings, read_recording
+from neurosde.likelihood import TransitionStatistics, transition_statistics
+from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge_parameter
+from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.rate_sde import Drive
+from neurosde.solve import simulate_rate_network
+from neurosde.validation import check_count, check_positive, check_time_step
+
+Method = Literal["exact", "ridge", "least-squares"]
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """What to infer from, what is known, and how."""
+
+    dt: float | None = field(default=None, metadata={"help": "spacing of the samples (default: as the file says)"})
+    tau: float | None = field(default=None, metadata={"help": "time constant (default: as the file says, else 1)"})
+    noise_std: float | None = field(default=None, metadata={"help": "noise sigma (default: estimated)"})
+    gain: float | None = field(default=None, metadata={"help": "prior: weights have variance gain^2/N (estimated)"})
+    method: Method = field(default="exact", metadata={"help": "how to infer"})
+    estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
+    drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
+    draws: int = field(default=256, metadata={"help": "posterior draws"})
+    predictive_draws: int = field(default=32, metadata={"help": "draws whose activity is simulated for comparison"})
+    seed: int = field(default=0, metadata={"help": "seed of the draws"})
+    network: int | None = field(default=None, metadata={"help": "which network of a cube"})
+    variable: str | None = field(default=None, metadata={"help": "which array of the file (default activity)"})
+
+    def __post_init__(self) -> None:
+        if self.dt is not None:
+            check_time_step(self.dt, self.tau)
+        for name in ("tau", "gain"):
+            if getattr(self, name) is not None:
+                check_positive(getattr(self, name), name)
+        if self.noise_std is not None:
+            check_positive(self.noise_std, "noise_std", zero_ok=True)
+        if self.method not in ("exact", "ridge", "least-squares"):
+            raise ValueError(f"method must be exact, ridge or least-squares; got {self.method!r}.")
+        if self.method != "exact" and self.gain is not None:
+            raise ValueError(f"method {self.method!r} has no prior gain; leave it out, or use method 'exact'.")
+        check_count(self.draws, "draws", 2)
+        check_count(self.predictive_draws, "predictive_draws", 0)
+        if self.predictive_draws > self.draws:
+            raise ValueError(f"predictive_draws must be at most draws, {self.draws}; got {self.predictive_draws}.")
+        check_count(self.seed, "seed", 0)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A posterior with all that it rests on.
+
+    Attributes:
+        recording: the recording, with dt, tau and drive settled.
+        config: the settings.
+        statistics: sums over its transitions.
+        posterior: the exact posterior given noise and prior.
+        point_estimate: the method's estimate of W (post, pre).
+        draws: posterior draws (draw, post, pre).
+        log_density: log posterior density of each draw.
+        input: constant input used (neuron,): known, or the posterior mean of an estimated one.
+        predicted: activity simulated from the first draws (draw, trial, time, neuron).
+        notes: what was estimated or left out, in sentences.
+    """
+
+    recording: Recording
+    config: InferenceConfig
+    statistics: TransitionStatistics
+    posterior: GaussianPosterior
+    point_estimate: Tensor
+    draws: Tensor
+    log_density: Tensor
+    input: np.ndarray
+    predicted: np.ndarray
+    notes: tuple[str, ...]
+
+
+def infer(recording: Recording | str | Path, config: InferenceConfig | None = None) -> Inference:
+    """Infer the weights behind a recording.
+
+    Args:
+        recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
+        config: what is known and how to infer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the recording cannot be used, or does not determine W without a prior.
+    """
+    config = config or InferenceConfig()
+    if not isinstance(recording, Recording):
+        recording = read_recording(recording, network=config.network, variable=config.variable)
+    recording = merge_settings(recording, dt=config.dt, tau=config.tau, drive=config.drive)
+    notes: list[str] = []
+    statistics = recording_statistics(recording, estimate_input=config.estimate_input)
+    if statistics.dropped:
+        share = statistics.dropped / (statistics.dropped + statistics.count)
+        notes.append(
+            f"{statistics.dropped} saturated transitions ({share:.1%}) were left out: rounding hides their voltage."
+        )
+    posterior, point_estimate = _posterior(statistics, config, notes)
+    generator = torch.Generator().manual_seed(config.seed)
+    draws = posterior.sample((config.draws,), generator)
+    current, predicted = _predict(recording, statistics, posterior, draws, config, generator)
+    return Inference(
+        recording,
+        config,
+        statistics,
+        posterior,
+        point_estimate,
+        draws,
+        posterior.log_prob(draws),
+        current,
+        predicted,
+        tuple(notes),
+    )
+
+
+def recording_statistics(recording: Recording, *, estimate_input: bool = False) -> TransitionStatistics:
+    """Statistics of a recording whose dt, tau and drive are settled."""
+    if recording.dt is None or recording.tau is None or recording.drive is None:
+        raise ValueError(f"{recording.source} has no dt, tau or drive; settle them with merge_settings.")
+    statistics = transition_statistics(
+        recording.activity,
+        recording.dt,
+        recording.tau,
+        voltage=recording.voltage,
+        input=recording.input,
+        drive=recording.drive,
+    )
+    return statistics.without_input() if estimate_input else statistics
+
+
+def _posterior(
+    statistics: TransitionStatistics, config: InferenceConfig, notes: list[str]
+) -> tuple[GaussianPosterior, Tensor]:
+    N = statistics.num_neurons
+    if config.method == "least-squares":
+        estimate = least_squares(statistics)
+        sigma = config.noise_std
+        if sigma is None:
+            left = statistics.degrees - N
+            if left < 1:
+                raise ValueError(
+                    f"without a prior, {statistics.degrees} transitions do not determine {N} weights per neuron "
+                    "and the noise; record longer, or use method 'exact' or 'ridge'."
+                )
+            residual = statistics.yy.sum() - (estimate * statistics.yx).sum()
+            sigma = statistics.noise_std(math.sqrt(max(float(residual), 0.0) / (left * N)))
+            notes.append(f"noise_std = {sigma:.4g} was estimated from the residuals.")
+        return GaussianPosterior.from_statistics(statistics, sigma, math.inf), estimate
+    variance = None if config.gain is None else config.gain**2 / N
+    found = empirical_bayes(statistics, noise_std=config.noise_std, prior_variance=variance)
+    if config.method == "ridge":
+        variance = statistics.noise_scale(found.noise_std) ** 2 / ridge_parameter(statistics)
+        notes.append(f"gain = {math.sqrt(N * variance):.4g} was chosen by generalised cross-validation.")
+    else:
+        variance = found.prior_variance
+        if config.gain is None:
+            notes.append(f"gain = {found.gain(N):.4g} was estimated from the recording (evidence).")
+    if config.noise_std is None:
+        notes.append(f"noise_std = {found.noise_std:.4g} was estimated from the recording (evidence).")
+    if found.at_floor:
+        notes.append(
+            f"the noise is at its floor, noise_std = {found.noise_std:.3g}, which is what rounding of the recording "
+            "looks like."
+        )
+    posterior = GaussianPosterior.from_statistics(statistics, found.noise_std, variance)
+    return posterior, posterior.mean
+
+
+def _predict(
+    recording: Recording,
+    statistics: TransitionStatistics,
+    posterior: GaussianPosterior,
+    draws: Tensor,
+    config: InferenceConfig,
+    generator: torch.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Simulate what each draw would have done from the recorded initial states; float32 (draw, trial, time, neuron)."""
+    assert recording.dt is not None and recording.tau is not None and recording.drive is not None
+    trials, samples, N = recording.activity.shape
+    first = recording.activity[:, 0] if recording.voltage is None else np.tanh(recording.voltage[:, 0])
+    h0 = torch.atanh(torch.as_tensor(first, dtype=torch.float64))
+    if recording.voltage is not None:
+        h0 = torch.as_tensor(recording.voltage[:, 0], dtype=torch.float64)
+    W = draws[: config.predictive_draws]
+    known = torch.zeros(N) if recording.input is None else torch.as_tensor(recording.input)
+    constant = known.double().numpy() if known.ndim == 1 else np.zeros(N)
+    current = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double().unsqueeze(0)
+    if config.estimate_input:
+        mean_x, mean_y = statistics.x / statistics.count, statistics.y / statistics.count
+        constant = constant + (mean_y - posterior.mean @ mean_x).numpy()
+        spread = statistics.noise_scale(posterior.noise_std) / math.sqrt(statistics.count)
+        offset = mean_y - W @ mean_x + spread * torch.randn(len(W), N, generator=generator, dtype=torch.float64)
+        current = current + offset[:, None, None]
+    if not len(W):
+        return constant, np.empty((0, trials, samples, N), dtype=np.float32)
+    with torch.no_grad():
+        x = simulate_rate_network(
+            W.unsqueeze(1),
+            h0,
+            samples,
+            recording.dt,
+            recording.tau,
+            current.expand(len(W), trials, -1, N),
+            posterior.noise_std,
+            drive=recording.drive,
+            generator=generator,
+        )
+    return constant, x.float().numpy()

@@ -1,0 +1,160 @@
+"""Posteriors on disk: a netCDF file of groups that opens in xarray as a DataTree and that ArviZ reads.
+
+/posterior/weights(chain, draw, post, pre)                        draws
+/sample_stats/lp(chain, draw)                                     their log posterior density
+/closed_form/mean(post, pre), sd(post, pre), covariance(pre, pre_other), point_estimate(post, pre)
+/observed_data/activity(trial, time, neuron)                      the recording
+/posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
+/constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from neurosde.models.inference import Inference
+from neurosde.provenance import global_attributes, whole_file
+
+GROUPS = ("posterior", "sample_stats", "closed_form", "observed_data", "posterior_predictive", "constant_data")
+
+
+def posterior_tree(result: Inference) -> xr.DataTree:
+    """Return an inference as a labelled DataTree."""
+    r = result
+    recording = r.recording
+    dims = ("trial", "time", "neuron")
+    trials, samples, N = recording.activity.shape
+    assert recording.dt is not None and recording.tau is not None
+    neurons = {"post": _index(N, "post", "postsynaptic neuron"), "pre": _index(N, "pre", "presynaptic neuron")}
+    time = xr.Variable("time", np.arange(samples) * recording.dt, {"long_name": "time", "units": "tau's unit"})
+    axes = {
+        "trial": _index(trials, "trial", "trial"),
+        "time": time,
+        "neuron": _index(N, "neuron", "neuron"),
+    }
+    chain = {"chain": _index(1, "chain", "chain"), "draw": _index(len(r.draws), "draw", "draw")}
+    first = {"chain": chain["chain"], "draw": _index(len(r.predicted), "draw", "draw")}
+    pair = ("post", "pre")
+    posterior = r.posterior
+
+    observed = {"activity": (dims, recording.activity, _label("recorded firing rate"))}
+    if recording.voltage is not None:
+        observed["voltage"] = (dims, recording.voltage, _label("recorded voltage"))
+    constants: dict[str, Any] = {
+        "dt": ((), recording.dt, _label("spacing of the samples", "tau's unit")),
+        "tau": ((), recording.tau, _label("time constant", "tau's unit")),
+        "noise_std": ((), posterior.noise_std, _label("noise standard deviation per square root of time")),
+        "prior_variance": ((), posterior.prior_variance, _label("prior variance of a weight; inf for a flat prior")),
+        "gain": ((), math.sqrt(N * posterior.prior_variance), _label("prior gain, sqrt(N prior_variance)")),
+        "transitions": ((), r.statistics.count, _label("number of transitions used")),
+        "dropped": ((), r.statistics.dropped, _label("number of saturated transitions left out")),
+        "input": (("neuron",), r.input, _label("constant external input, known or posterior mean")),
+    }
+    if recording.input is not None and recording.input.ndim > 1:
+        known = np.broadcast_to(recording.input, recording.activity.shape)
+        constants["input_over_time"] = (dims, known, _label("known external input"))
+    groups = {
+        "posterior": xr.Dataset(
+            {"weights": (("chain", "draw", *pair), r.draws.numpy()[None], _label("recurrent weight from pre to post"))},
+            coords=chain | neurons,
+        ),
+        "sample_stats": xr.Dataset(
+            {"lp": (("chain", "draw"), r.log_density.numpy()[None], _label("log posterior density of the draw"))},
+            coords=chain,
+        ),
+        "closed_form": xr.Dataset(
+            {
+                "mean": (pair, posterior.mean.numpy(), _label("exact posterior mean")),
+                "sd": (pair, posterior.sd.numpy(), _label("exact posterior standard deviation")),
+                "covariance": (
+                    ("pre", "pre_other"),
+                    posterior.covariance.numpy(),
+                    _label("covariance of the weights onto one neuron, the same for each"),
+                ),
+                "point_estimate": (pair, r.point_estimate.numpy(), _label("the method's estimate of the weights")),
+            },
+            coords=neurons,
+        ),
+        "observed_data": xr.Dataset(observed, coords=axes),
+        "posterior_predictive": xr.Dataset(
+            {"activity": (("chain", "draw", *dims), r.predicted[None], _label("firing rate simulated from the draw"))},
+            coords=first | axes,
+        ),
+        "constant_data": xr.Dataset(
+            constants, coords=axes if "input_over_time" in constants else {"neuron": axes["neuron"]}
+        ),
+    }
+    attributes = global_attributes(
+        f"Posterior over the recurrent weights of {Path(recording.source).name}",
+        f"p(W | activity) of {N} neurons by method {r.config.method!r}, {len(r.draws)} draws. "
+        "weights[post, pre] is the weight from pre to post.",
+        asdict(r.config),
+        r.config.seed,
+    )
+    attributes |= {
+        "recording": recording.source,
+        "method": r.config.method,
+        "drive": recording.drive,
+        "estimate_input": int(r.config.estimate_input),
+        "notes": " ".join(r.notes),
+    }
+    if recording.network is not None:
+        attributes["network"] = recording.network
+    for dataset in groups.values():
+        dataset.attrs = {"created_at": attributes["date_created"], "inference_library": "neurosde"}
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = attributes
+    return tree
+
+
+def save_posterior(result: Inference, path: str | Path) -> Path:
+    """Write an inference to a netCDF file, whole or not at all.
+
+    Raises:
+        ValueError: the name does not end in .nc.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    if path.suffix != ".nc":
+        raise ValueError(f"a posterior is written as netCDF; name it *.nc, got {path}.")
+    with whole_file(path) as temporary:
+        try:
+            posterior_tree(result).to_netcdf(temporary, engine="netcdf4")
+        except RuntimeError as error:  # netCDF4 says "HDF error" for whatever the system refused
+            raise OSError(f"could not write {path}: {error}; is the disk full?") from error
+    return path
+
+
+def open_posterior(path: str | Path) -> xr.DataTree:
+    """Load a posterior file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable file, or one without the groups of a posterior.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with xr.open_datatree(path, engine="netcdf4", decode_times=False) as tree:
+            loaded = tree.load()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable netCDF file (cut short, or another format): {error}") from error
+    missing = [name for name in GROUPS if name not in loaded.children]
+    if missing:
+        raise ValueError(f"{path} is not a posterior of neurosde infer; it has no {', '.join(missing)}.")
+    return loaded
+
+
+def _index(size: int, name: str, what: str) -> xr.Variable:
+    return xr.Variable(name, np.arange(size), {"long_name": f"index of the {what}", "units": "1"})
+
+
+def _label(long_name: str, units: str = "1") -> dict[str, str]:
+    return {"long_name": long_name, "units": units}
