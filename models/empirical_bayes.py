@@ -53,10 +53,8 @@ class _Spectrum:
     """The statistics in the eigenbasis of Σφφᵀ, as numpy."""
 
     def __init__(self, statistics: TransitionStatistics) -> None:
-        eigenvalues, vectors = torch.linalg.eigh(statistics.xx)
-        self.vectors = vectors
-        self.eigenvalues = eigenvalues.clamp_min(0).numpy()
-        self.projections = statistics.yx @ vectors
+        eigenvalues, self.vectors, self.projections = statistics.spectrum()
+        self.eigenvalues = eigenvalues.numpy()
         self.power = self.projections.square().sum(0).numpy()
         self.total = float(statistics.yy.sum())
         self.rows = statistics.num_neurons

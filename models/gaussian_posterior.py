@@ -22,32 +22,38 @@ from neurosde.validation import check_positive
 
 
 class GaussianPosterior:
-    """A matrix-normal distribution over W: independent rows with one covariance. All in float64.
+    """A matrix-normal distribution over W: independent rows with one covariance C. All in float64.
+
+    The covariance is held by its eigenvectors and standard deviations: a recording without noise leaves some directions
+    of W known 10¹⁰ times better than others, which C itself could not hold to rounding.
 
     Args:
         mean: posterior mean (post, pre), shape (neuron, neuron).
-        covariance: covariance of a row, shape (pre, pre).
+        directions: orthonormal eigenvectors of C as columns, shape (pre, direction).
+        direction_sd: standard deviation of a row along each of them, shape (direction,).
         prior_variance: variance v of the prior of an entry; infinite for a flat prior.
         noise_std: σ that the posterior is conditioned on.
 
     Raises:
-        ValueError: shapes that do not fit, or a covariance that is not positive definite.
+        ValueError: shapes that do not fit, or a standard deviation that is not positive.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor, prior_variance: float, noise_std: float) -> None:
-        if covariance.shape != (mean.shape[-1],) * 2 or mean.ndim != 2:
+    def __init__(
+        self, mean: Tensor, directions: Tensor, direction_sd: Tensor, prior_variance: float, noise_std: float
+    ) -> None:
+        N = mean.shape[-1]
+        if mean.ndim != 2 or directions.shape != (N, N) or direction_sd.shape != (N,):
             raise ValueError(
-                f"mean (post, pre) and covariance (pre, pre) must fit; got {tuple(mean.shape)}, "
-                f"{tuple(covariance.shape)}."
+                f"mean (post, pre), directions (pre, pre) and direction_sd (pre,) must fit; got {tuple(mean.shape)}, "
+                f"{tuple(directions.shape)} and {tuple(direction_sd.shape)}."
             )
+        if not bool((direction_sd > 0).all()):
+            raise ValueError("direction_sd must be positive: a row's covariance must be positive definite.")
         self.mean = mean
-        self.covariance = covariance
+        self.directions = directions
+        self.direction_sd = direction_sd
         self.prior_variance = prior_variance
         self.noise_std = noise_std
-        try:
-            self._cholesky = torch.linalg.cholesky(covariance)
-        except RuntimeError as error:  # torch's LinAlgError
-            raise ValueError("the covariance must be positive definite.") from error
 
     @classmethod
     def from_statistics(
@@ -71,24 +77,33 @@ class GaussianPosterior:
         if not prior_variance > 0:
             raise ValueError(f"prior_variance must be positive; got {prior_variance}.")
         sigma = max(noise_std, statistics.noise_floor)
-        precision, moment = statistics.precision(sigma)
-        eigenvalues, vectors = torch.linalg.eigh(precision)
-        eigenvalues = eigenvalues.clamp_min(0)
+        noise_variance = statistics.noise_scale(sigma) ** 2
+        eigenvalues, vectors, projections = statistics.spectrum()
         if math.isinf(prior_variance):
-            rank = int((eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps).sum())
+            rank = int((eigenvalues > 0).sum())
             if rank < len(eigenvalues) or statistics.degrees < len(eigenvalues):
                 raise ValueError(
                     f"without a prior, W is undetermined: the activity spans {rank} of {len(eigenvalues)} directions "
                     f"in {statistics.degrees} transitions. Record longer, or use method 'exact' or 'ridge'."
                 )
-        variances = 1 / (eigenvalues + 1 / prior_variance)
-        covariance = (vectors * variances) @ vectors.mT
-        return cls(moment @ vectors * variances @ vectors.mT, covariance, prior_variance, sigma)
+        scaled = eigenvalues + noise_variance / prior_variance
+        sd = (noise_variance / scaled).sqrt()
+        return cls(projections / scaled @ vectors.mT, vectors, sd, prior_variance, sigma)
+
+    @property
+    def factor(self) -> Float[Tensor, "pre direction"]:
+        """F with C = F Fᵀ, shape (pre, direction)."""
+        return self.directions * self.direction_sd
+
+    @property
+    def covariance(self) -> Float[Tensor, "pre other"]:
+        """Covariance C of a row, shape (pre, pre)."""
+        return self.factor @ self.factor.mT
 
     @property
     def sd(self) -> Float[Tensor, "post pre"]:
         """Standard deviation of each weight, (post, pre)."""
-        return self.covariance.diagonal().sqrt().expand_as(self.mean)
+        return self.factor.norm(dim=-1).expand_as(self.mean)
 
     @property
     def contraction(self) -> float:
@@ -99,19 +114,18 @@ class GaussianPosterior:
         """Draw weights, shape (*shape, post, pre)."""
         source = as_generator(generator)
         z = torch.randn(*shape, *self.mean.shape, generator=source, dtype=self.mean.dtype)
-        return self.mean + z @ self._cholesky.mT
+        return self.mean + z @ self.factor.mT
 
     def log_prob(self, weights: Float[Tensor, "*batch post pre"]) -> Float[Tensor, "*batch"]:
         """Log density of W, shape (...)."""
         z = self.whiten(weights)
         rows, columns = self.mean.shape
-        log_determinant = rows * self._cholesky.diagonal().log().sum()
+        log_determinant = rows * self.direction_sd.log().sum()
         return -0.5 * z.square().sum((-1, -2)) - log_determinant - 0.5 * rows * columns * math.log(2 * math.pi)
 
     def whiten(self, weights: Float[Tensor, "*batch post pre"]) -> Float[Tensor, "*batch post pre"]:
-        """Map W to what is standard normal under the posterior, (W − mean) C^{-1/2}."""
-        deviation = (weights.to(self.mean.dtype) - self.mean).mT
-        return torch.linalg.solve_triangular(self._cholesky, deviation, upper=False).mT
+        """Map W to what is standard normal under the posterior, (W − mean) along each direction over its sd."""
+        return (weights.to(self.mean.dtype) - self.mean) @ self.directions / self.direction_sd
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the central interval of each weight, each (post, pre).

@@ -2,7 +2,7 @@
 
 /posterior/weights(chain, draw, post, pre)                        draws
 /sample_stats/lp(chain, draw)                                     their log posterior density
-/closed_form/mean(post, pre), sd(post, pre), covariance(pre, pre_other), point_estimate(post, pre)
+/closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
 /constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
@@ -72,10 +72,10 @@ def posterior_tree(result: Inference) -> xr.DataTree:
             {
                 "mean": (pair, posterior.mean.numpy(), _label("exact posterior mean")),
                 "sd": (pair, posterior.sd.numpy(), _label("exact posterior standard deviation")),
-                "covariance": (
-                    ("pre", "pre_other"),
-                    posterior.covariance.numpy(),
-                    _label("covariance of the weights onto one neuron, the same for each"),
+                "factor": (
+                    ("pre", "direction"),
+                    posterior.factor.numpy(),
+                    _label("F, where F F^T is the covariance of the weights onto one neuron, the same for each"),
                 ),
                 "point_estimate": (pair, r.point_estimate.numpy(), _label("the method's estimate of the weights")),
             },

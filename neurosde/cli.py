@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
 from neurosde._version import __version__
 from neurosde.options import OptionParser, run_safely
 
+COMMANDS = {
+    "build-dataset": ("neurosde.datasets.build_dataset", "draw networks, simulate them, store both as a cube"),
+    "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
+    "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
+    "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),
+    "demo": ("neurosde.demo", "all of it once, in under two minutes"),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 the user's to mend, 130 interrupted."""
-    from neurosde.datasets import build_dataset
-    from neurosde.evaluation import evaluate
-    from neurosde.models import infer_command
-
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given:
+        given[0] = given[0].replace("_", "-")
     parser = OptionParser(
         prog="neurosde", description="Which wiring could have produced this activity, and how sure we can be."
     )
     parser.add_argument("--version", action="version", version=f"neurosde {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in (("build-dataset", build_dataset), ("infer", infer_command), ("evaluate", evaluate)):
-        summary = (module.__doc__ or "").strip().splitlines()[0]
+    for name, (module, summary) in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options: Namespace = parser.parse_args([given[0].replace("_", "-"), *given[1:]] if given else [])
+        if given[:1] == [name]:  # only the command that runs is imported
+            command = importlib.import_module(module)
+            sub.set_defaults(run=getattr(command, "run", None))
+            command.add_arguments(sub)
+    options = parser.parse_args(given)
     return run_safely(options.run, options)

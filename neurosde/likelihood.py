@@ -29,6 +29,7 @@ from neurosde.activation import Activation, get_activation
 from neurosde.rate_sde import Drive, RateSDE
 from neurosde.validation import check_positive, check_time_step
 
+_EPSILON = torch.finfo(torch.float64).eps
 CHUNK = 2**20  # numbers of a trial converted to float64 at a time
 
 
@@ -82,8 +83,23 @@ class TransitionStatistics:
 
     @property
     def noise_floor(self) -> float:
-        """σ that rounding of the recording alone would look like; a smaller one cannot be told from it."""
-        return self.noise_std(math.sqrt(self.error / max(self.count, 1)))
+        """σ that rounding alone would look like; a smaller one cannot be told from it.
+
+        Rounding of the recording is `error`. Rounding of the sums is of order ε|y||φ| (ε of float64), which stands for
+        noise of s = ε|y|·√(λ_max/λ) along an eigendirection λ; `spectrum` keeps λ above Nελ_max, hence s² = ε|y|²/N.
+        """
+        of_sums = _EPSILON * float(self.yy.mean()) / self.num_neurons
+        return self.noise_std(math.sqrt(max(self.error / max(self.count, 1), of_sums)))
+
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues λ (direction,) and eigenvectors U (pre, direction) of Σφφᵀ, and (Σyφᵀ)U (post, direction).
+
+        Directions that the activity never visited have eigenvalues of the size of rounding, Nελ_max, not exact zeros;
+        both λ and the projection are set to zero there, so that nothing is claimed to be known of them.
+        """
+        eigenvalues, vectors = torch.linalg.eigh(self.xx)
+        visited = eigenvalues > self.num_neurons * _EPSILON * eigenvalues[-1]
+        return eigenvalues * visited, vectors, self.yx @ vectors * visited
 
     def __add__(self, other: TransitionStatistics) -> TransitionStatistics:
         """Add another recording of the same network, taken with the same dt and tau.

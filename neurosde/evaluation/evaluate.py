@@ -72,10 +72,10 @@ def evaluate_posterior(
     closed = tree["closed_form"]
     constants = tree["constant_data"]
     prior_variance = float(constants["prior_variance"])
-    mean, covariance = closed["mean"].to_numpy(), closed["covariance"].to_numpy()
+    mean, factor = closed["mean"].to_numpy(), closed["factor"].to_numpy()
     calibration = {
         "contraction": contraction(draws, prior_variance) if math.isfinite(prior_variance) else float("nan"),
-        **distance_to_exact(draws, mean, covariance),
+        **distance_to_exact(draws, mean, factor),
     }
     predicted = tree["posterior_predictive"]["activity"].isel(chain=0).to_numpy()
     observed = tree["observed_data"]["activity"].to_numpy()
@@ -90,7 +90,7 @@ def evaluate_posterior(
     calibration |= {
         "coverage_50": float(covered[np.isclose(LEVELS, 0.5)][0]),
         "coverage_90": float(covered[np.isclose(LEVELS, 0.9)][0]),
-        **truth_under_posterior(W, mean, covariance),
+        **truth_under_posterior(W, mean, factor),
     }
     statistics = recording_statistics(_recording(tree), estimate_input=bool(tree.attrs["estimate_input"]))
     own = pd.DataFrame(

@@ -68,7 +68,7 @@ def spectrum(e: Evaluation) -> Figure:
         axis.plot(true.real, true.imag, "x", color=RED, markersize=5, label="truth")
     axis.axvline(1, color="k", linewidth=0.6, linestyle=":")
     axis.set(xlabel="Re λ", ylabel="Im λ", aspect="equal", title="eigenvalues of W")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
