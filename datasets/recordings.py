@@ -88,7 +88,7 @@ def read_recording(path: str | Path, *, network: int | None = None, variable: st
     if suffix == ".csv":
         return _from_table(path)
     arrays = read_npz(path)
-    shaped = [name for name, array in arrays.items() if array.ndim >= 2]
+    shaped = [name for name, array in arrays.items() if array.ndim >= 2 or len(arrays) == 1]
     activity = _trials(arrays[choose(shaped, variable, NAMES, path)], path)
     return Recording(
         activity,

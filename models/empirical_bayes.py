@@ -85,9 +85,11 @@ def empirical_bayes(
         Both, given or estimated; σ is not below the statistics' `noise_floor`.
 
     Raises:
-        ValueError: a given value is not positive.
+        ValueError: a given value is not positive, or the recording is silent and does not tell what is missing.
     """
     spectrum = _Spectrum(statistics)
+    if (noise_std is None or prior_variance is None) and not (spectrum.total > 0 and spectrum.eigenvalues.any()):
+        raise ValueError("the recording is silent: gain and noise cannot be estimated from it; give both.")
     floor = statistics.noise_scale(statistics.noise_floor) ** 2
     scale = max(spectrum.total / (spectrum.rows * spectrum.n), floor, 1e-300)
     if noise_std is not None:
@@ -102,7 +104,7 @@ def empirical_bayes(
             best = max(spectrum.best_noise(r), floor, 1e-14 * scale)
             return best, best / r
 
-        typical = float(spectrum.eigenvalues.mean()) or 1.0
+        typical = float(spectrum.eigenvalues.mean())
         r = _maximise(lambda r: spectrum.log_evidence(*profile(r)), typical)
         s2, v = profile(r)
     elif noise_std is None:
@@ -111,7 +113,7 @@ def empirical_bayes(
         s2 = _maximise(lambda value: spectrum.log_evidence(max(value, floor), v), scale)
         s2 = max(s2, floor)
     elif prior_variance is None:
-        typical = s2 / (float(spectrum.eigenvalues.mean()) or 1.0)
+        typical = s2 / float(spectrum.eigenvalues.mean())
         v = _maximise(lambda value: spectrum.log_evidence(s2, value), typical)
     else:
         v = prior_variance

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from neurosde.models.inference import InferenceConfig, infer
-from neurosde.models.posterior_file import save_posterior
+from neurosde.models.posterior_file import check_name, save_posterior
 from neurosde.options import OptionParser, add_options, from_options
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
+    check_name(options.out)
     result = infer(options.recording, from_options(InferenceConfig, options))
     trials, samples, N = result.recording.activity.shape
     print(f"{result.recording.source}: {N} neurons, {trials} trials of {samples} times")

@@ -120,14 +120,24 @@ def save_posterior(result: Inference, path: str | Path) -> Path:
         ValueError: the name does not end in .nc.
         OSError: the folder cannot be written, or the disk is full.
     """
-    path = Path(path)
-    if path.suffix != ".nc":
-        raise ValueError(f"a posterior is written as netCDF; name it *.nc, got {path}.")
+    path = check_name(path)
     with whole_file(path) as temporary:
         try:
             posterior_tree(result).to_netcdf(temporary, engine="netcdf4")
         except RuntimeError as error:  # netCDF4 says "HDF error" for whatever the system refused
             raise OSError(f"could not write {path}: {error}; is the disk full?") from error
+    return path
+
+
+def check_name(path: str | Path) -> Path:
+    """Return the path of a posterior to be written.
+
+    Raises:
+        ValueError: the name does not end in .nc.
+    """
+    path = Path(path)
+    if path.suffix != ".nc":
+        raise ValueError(f"a posterior is written as netCDF; name it *.nc, got {path}.")
     return path
 
 

@@ -55,6 +55,7 @@ def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.N
     """Run a command; what the user can mend ends in one line on stderr and status 2, Ctrl-C in status 130."""
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             return command(options)
     except (ValueError, TypeError, OSError) as error:

@@ -229,3 +229,9 @@ def test_bad_input_is_named(call, match):
     statistics = transition_statistics(draw(N=6, T=4, trials=1)[1], DT)
     with pytest.raises(ValueError, match=match):
         call(statistics)
+
+
+def test_a_silent_recording_does_not_tell_gain_or_noise():
+    statistics = transition_statistics(torch.zeros(9, 3, dtype=D), DT)
+    with pytest.raises(ValueError, match="silent"):
+        empirical_bayes(statistics)
