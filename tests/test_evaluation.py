@@ -56,6 +56,12 @@ def test_coverage_of_the_prior_is_perfect_and_its_contraction_is_zero():
     assert contraction(draws, 1.0) == pytest.approx(0, abs=0.01)
 
 
+def test_coverage_of_few_draws_is_not_biased():
+    rng = np.random.default_rng(0)
+    truth, draws = rng.normal(size=(100, 200)), rng.normal(size=(19, 100, 200))
+    assert coverage(draws, truth, np.array([0.9]))[0] == pytest.approx(0.9, abs=4 * (0.09 / truth.size) ** 0.5)
+
+
 def test_predictive_p_values_are_uniform_for_the_right_model_and_small_for_a_wrong_one():
     rng = np.random.default_rng(0)
 

@@ -1,0 +1,34 @@
+# Every target sets up what it needs on a fresh machine: a virtual environment in .venv with the pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench wheel clean
+
+demo: .venv/ready
+	$(BIN)/neurosde demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy neurosde
+
+bench: .venv/ready
+	$(BIN)/neurosde benchmark recovery
+
+wheel: .venv/ready
+	rm -rf dist build
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# torch first and by itself, so that it is the pinned one that everything else is resolved against.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neurosde needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,43 @@
+"""Every example runs, says where its figure is, and the README's quick start does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neurosde.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example), "--smoke"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    kind, path = done.stdout.strip().splitlines()[-1].split(": ")
+    assert kind in ("figure", "report") and (tmp_path / path).stat().st_size > 5000
+    assert len(example.read_text().splitlines()) <= 120
+
+
+def test_quick_start_of_the_readme(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks[0].strip().splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert (tmp_path / "posterior.nc").exists()
+
+
+def test_other_code_of_the_readme(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    command = ["build-dataset", "--out-dir", "data/raw/my_dataset", "--num-networks", "5", "--N", "6", "--T", "20"]
+    assert main(command) == 0
+    for block in blocks[1:]:
+        exec(compile(block, "README.md", "exec"), {})
