@@ -244,13 +244,22 @@ def test_loader_feeds_torch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_loader_in_worker_processes(tmp_path, context):
-    path = build_dataset(small(tmp_path))
-    dataset = CubeDataset(path)
-    assert len(dataset[0]["weights"]) == 6  # a handle is open in this process before the workers start
-    batches = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=context)
+def test_loader_in_forked_processes(tmp_path):
+    path = build_dataset(small(tmp_path, num_networks=200))
     with xr.open_dataset(path) as cube:
+        expected = cube.activity.to_numpy()
+    dataset = CubeDataset(path)
+    assert len(dataset[0]["weights"]) == 6  # a handle is open in this process when the workers are forked
+    batches = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context="fork")
+    np.testing.assert_array_equal(torch.cat([batch["activity"] for batch in batches]), expected)
+    assert torch.equal(dataset[3]["activity"], torch.as_tensor(expected[3]))
+
+
+@pytest.mark.slow
+def test_loader_in_spawned_processes(tmp_path):
+    path = build_dataset(small(tmp_path))
+    with xr.open_dataset(path) as cube:  # whatever the parent has open does not matter to them
+        batches = loader(path, batch_size=2, num_workers=2)
         np.testing.assert_array_equal(torch.cat([batch["activity"] for batch in batches]), cube.activity)
 
 
