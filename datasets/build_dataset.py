@@ -180,11 +180,11 @@ def run(options: Namespace) -> int:
     fields = {name for kind in ENSEMBLES.values() for name in kind.__dataclass_fields__ if name != "name"}
     given = {name: value for name, value in vars(options).items() if name in fields | {"gain_high"}}
     config = from_options(DatasetConfig, options, ensemble=make_ensemble(options.ensemble_name, **given))
-    if config.path.exists():
-        build_dataset(config)
-        print(f"{config.path} is complete already ({config.num_networks} networks).")
-        return 0
+    there = config.path.exists()
     path = build_dataset(config)
+    if there:
+        print(f"{path} is complete already ({config.num_networks} networks).")
+        return 0
     print(f"{path}: {config.num_networks} networks x {config.num_trials} trials, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

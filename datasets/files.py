@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,13 +53,18 @@ def read_table(path: str | Path) -> pd.DataFrame:
     try:
         first = pd.read_csv(path, header=None, nrows=1)
         cells = list(first.iloc[0])
-        headed = any(_number(cell) is None for cell in (cells[1:] or cells))
-        table = pd.read_csv(path, header=0 if headed else None)
+        words = any(_number(cell) is None for cell in (cells[1:] or cells))
+        indexed = len(cells) > 1 and pd.isna(cells[0])  # what pandas writes: an empty corner, then names
+        table = pd.read_csv(path, header=0 if words or indexed else None, index_col=0 if indexed else None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a csv table of numbers: {error}") from error
     names = table.columns[0] if len(table.columns) else None
     if names is not None and not pd.api.types.is_numeric_dtype(table[names]):
         table = table.set_index(names)  # a first column of names
+    if not indexed and not words and list(table.iloc[0]) == list(range(len(cells))):
+        table = table.iloc[1:]  # column numbers, as pandas writes where there are no names
+    if table.shape[1] == 0 or (table.shape[1] == 1 and not pd.api.types.is_numeric_dtype(table.iloc[:, 0])):
+        raise ValueError(f"{path} must be a table of numbers with commas between its columns.")
     wrong = [str(column) for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
     if wrong or table.empty:
         raise ValueError(f"{path} must hold numbers; columns {wrong[:5]} do not." if wrong else f"{path} is empty.")
@@ -71,12 +78,13 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: not a numpy file, or holds objects.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"activity": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as handle:  # numpy leaves the file open when an archive is damaged
+            loaded = np.load(handle, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"activity": loaded}
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable numpy file of plain arrays: {error}") from error
 
 

@@ -11,6 +11,7 @@ Arrays are (time, neuron) or (trial, time, neuron), firing rates in the range of
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Recording:
     """Activity of one network.
 
     Attributes:
-        activity: firing rate, shape (trial, time, neuron).
+        activity: firing rate, shape (trial, time, neuron); (time, neuron) is taken for one trial.
         source: where it came from.
         dt: spacing of the samples, None if the file does not say.
         tau: time constant, None if the file does not say.
@@ -48,6 +49,11 @@ class Recording:
     network: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("activity", "voltage"):
+            given = getattr(self, name)
+            if given is not None:
+                array = np.asarray(given)
+                object.__setattr__(self, name, array[None] if array.ndim == 2 else array)
         shape = self.activity.shape
         if len(shape) != 3 or shape[1] < 2 or 0 in shape:
             raise ValueError(
@@ -153,15 +159,19 @@ def _from_table(path: Path) -> Recording:
 
 
 def merge_settings(recording: Recording, *, dt: float | None, tau: float | None, drive: Drive | None) -> Recording:
-    """Fill in what the file does not say; where both speak they must agree.
+    """Fill in what the file does not say. The caller's word goes, with a warning, unless the file is a cube of ours.
 
     Raises:
-        ValueError: dt is said nowhere, or file and caller disagree.
+        ValueError: dt is said nowhere, or a cube and the caller disagree.
     """
     for name, said in (("dt", dt), ("tau", tau), ("drive", drive)):
         there = getattr(recording, name)
         same = there == said if isinstance(there, str) else there is None or said is None or np.isclose(there, said)
-        if there is not None and said is not None and not same:
+        if there is not None and said is not None and not same and recording.drive is None:
+            warnings.warn(
+                f"{recording.source} says {name} = {there:.6g}; {said:.6g} is used, as asked for.", stacklevel=2
+            )
+        elif there is not None and said is not None and not same:
             raise ValueError(f"{recording.source} says {name} = {there}; got {name} = {said}. Leave --{name} out.")
     if recording.dt is None and dt is None:
         raise ValueError(f"{recording.source} does not say how far its samples are apart; give --dt (in units of tau).")
@@ -177,6 +187,8 @@ def _floating(array: np.ndarray, path: Path) -> np.ndarray:
     """The array in its own precision, which says how far it is to be trusted."""
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path} must hold real numbers; got {array.dtype}.")
+    if array.dtype == np.float16:
+        raise ValueError(f"{path} must hold float32 or float64 numbers; float16 has three digits only.")
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 
 

@@ -2,15 +2,19 @@
 
 The file grows under a `.partial` name. All space is laid out first; after that only data are written, never structure:
 a block's data, sync, its `complete` flags, sync. A process killed at any moment therefore leaves every flagged block
-intact, and the next one goes on after them. The final name appears by a rename when all blocks are there.
+intact, and the next one goes on after them. The final name appears by a rename when all blocks are there. A lock on the
+folder, which the system lets go of when a process ends however it ends, keeps a second writer out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +23,15 @@ from typing import Any
 import netCDF4
 import numpy as np
 
+from neurosde.datasets.files import open_netcdf
 from neurosde.datasets.schema import SCHEMA_VERSION, Variable, coordinates, variables
 from neurosde.provenance import config_json, global_attributes
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class CubeWriter:
@@ -59,14 +70,33 @@ class CubeWriter:
         self.partial = path.with_name(path.name + ".partial")
         self._config = config_json(config)
         self._file: netCDF4.Dataset | None = None
-        if path.exists():
-            self._check_config(netCDF4.Dataset(path, "r"), path)
-            self.complete = np.ones(sizes["network"], dtype=bool)
+        self._lock: int | None = None
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_folder()
+        try:
+            self._begin(sizes, dt, time_unit, seed, title, summary, voltage)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _begin(
+        self,
+        sizes: Mapping[str, int],
+        dt: float,
+        time_unit: str,
+        seed: int,
+        title: str,
+        summary: str,
+        voltage: bool,
+    ) -> None:
+        if self.path.exists():  # perhaps another process has just finished it
+            self._check_finished()
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not self._reopen():
             wanted = {k: v for k, v in variables(time_unit).items() if k != "voltage" or voltage}
-            attributes = global_attributes(title, summary, config, seed) | {"schema_version": SCHEMA_VERSION}
+            attributes = global_attributes(title, summary, json.loads(self._config), seed)
+            attributes["schema_version"] = SCHEMA_VERSION
             self._check_space(wanted, sizes)
             self._lay_out(wanted, sizes, dt, time_unit, attributes)
         self.complete = np.asarray(self._opened["complete"][:] == 1)
@@ -105,15 +135,25 @@ class CubeWriter:
         """Sync the file and give it its final name.
 
         Raises:
+            ValueError: networks are missing.
             OSError: the disk is full.
         """
-        self.close()
+        if not self.complete.all():
+            raise ValueError(f"{int((~self.complete).sum())} networks of {self.path} are not written yet.")
+        self._close_file()
         with open(self.partial, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(self.partial, self.path)
+        self._unlock()
 
     def close(self) -> None:
-        """Close the file; what is written so far can be resumed."""
+        """Close the file and let others write; what is written so far can be resumed."""
+        try:
+            self._close_file()
+        finally:
+            self._unlock()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
             try:
@@ -133,31 +173,70 @@ class CubeWriter:
             if error is None:
                 raise
 
+    def _lock_folder(self) -> None:
+        """Become the only writer of this folder, until unlocked or dead."""
+        if fcntl is None:
+            warnings.warn("this system has no file locks; do not build twice in one folder at once.", stacklevel=4)
+            return
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(folder)
+            raise OSError(
+                errno.EAGAIN, f"{self.path} is being built by another process; wait, or choose another --out-dir"
+            ) from error
+        except OSError as error:
+            os.close(folder)
+            warnings.warn(
+                f"{self.path.parent} cannot be locked ({error}); do not build twice in it at once.", stacklevel=4
+            )
+            return
+        self._lock = folder
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            folder, self._lock = self._lock, None
+            os.close(folder)
+
     def _reopen(self) -> bool:
         """Open what an interrupted run left; False if there is nothing, or its layout is not whole."""
         if not self.partial.exists():
             return False
         try:
             file = netCDF4.Dataset(self.partial, "r+")
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EPERM):
-                raise OSError(
-                    error.errno, f"{self.partial} is being written by another process, or may not be written"
-                ) from error
-            self.partial.unlink()
-            return False
-        if "config" not in file.ncattrs():
+        except (OSError, RuntimeError) as error:
+            try:
+                netCDF4.Dataset(self.partial, "r").close()
+            except (OSError, RuntimeError):
+                # Killed while it was laid out. Set aside rather than deleted, in case the disk is to blame.
+                os.replace(self.partial, self.partial.with_name(self.partial.name + ".broken"))
+                return False
+            raise OSError(
+                errno.EAGAIN, f"{self.partial} is open in another process, or may not be written; close it there"
+            ) from error
+        there = str(file.getncattr("config")) if "config" in file.ncattrs() else None
+        if there is None:  # the layout was not finished, so no data were written
             file.close()
             self.partial.unlink()
             return False
-        self._check_config(file, self.partial, keep_open=True)
         self._file = file
+        try:
+            self._check_config(there, self.partial)
+        except ValueError:
+            self._close_file()
+            raise
         return True
 
-    def _check_config(self, file: netCDF4.Dataset, path: Path, *, keep_open: bool = False) -> None:
-        there = str(file.getncattr("config")) if "config" in file.ncattrs() else "{}"
-        if there != self._config or not keep_open:
-            file.close()
+    def _check_finished(self) -> None:
+        """Check that what has the final name is this cube, and whole."""
+        with open_netcdf(self.path) as cube:
+            self._check_config(str(cube.attrs.get("config", "{}")), self.path)
+            self.complete = cube["complete"].to_numpy() == 1 if "complete" in cube else np.zeros(0, dtype=bool)
+        if not (len(self.complete) and self.complete.all()):
+            raise ValueError(f"{self.path} is not a whole cube; delete it and run the same command again.")
+
+    def _check_config(self, there: str, path: Path) -> None:
         if there != self._config:
             old, new = json.loads(there), json.loads(self._config)
             differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -165,7 +244,7 @@ class CubeWriter:
             raise ValueError(f"{path} was made with another configuration ({changes}); choose another --out-dir.")
 
     def _check_space(self, layout: Mapping[str, Variable], sizes: Mapping[str, int]) -> None:
-        needed = sum(np.dtype(v.dtype).itemsize * int(np.prod([sizes[dim] for dim in v.dims])) for v in layout.values())
+        needed = sum(np.dtype(v.dtype).itemsize * math.prod(sizes[dim] for dim in v.dims) for v in layout.values())
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise OSError(
@@ -199,7 +278,11 @@ class CubeWriter:
             file.setncattr("config", attributes["config"])  # last: where it is found, the layout is whole
             file.sync()
         except (OSError, RuntimeError) as error:
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            with contextlib.suppress(OSError):
+                self._close_file()
+            self.partial.unlink(missing_ok=True)
+            raise explained from error
 
     @staticmethod
     def _create(file: netCDF4.Dataset, name: str, variable: Variable) -> netCDF4.Variable:

@@ -57,18 +57,25 @@ class _Spectrum:
         self.eigenvalues = eigenvalues.numpy()
         self.power = self.projections.square().sum(0).numpy()
         self.total = float(statistics.yy.sum())
+        # Σy² − ΣP²/(λ + r) would lose what r does to rounding where there is no noise: split off its part at r = 0.
+        self.shrinkable = np.divide(self.power, self.eigenvalues, where=self.eigenvalues > 0, out=0 * self.power)
+        self.residual = max(self.total - float(self.shrinkable.sum()), 0.0)
         self.rows = statistics.num_neurons
         self.n = statistics.degrees
 
     def log_evidence(self, s2: float, v: float) -> float:
         """Up to the change of variables from y to h, which depends on neither."""
-        misfit = self.total - float((self.power / (self.eigenvalues + s2 / v)).sum())
+        misfit = self.misfit(s2 / v)
         log_determinant = float(np.log1p(v * self.eigenvalues / s2).sum())
         return -0.5 * (self.rows * (self.n * math.log(2 * math.pi * s2) + log_determinant) + misfit / s2)
 
     def best_noise(self, r: float) -> float:
         """The s² that maximises the evidence at r = s²/v."""
-        return (self.total - float((self.power / (self.eigenvalues + r)).sum())) / (self.rows * self.n)
+        return self.misfit(r) / (self.rows * self.n)
+
+    def misfit(self, r: float) -> float:
+        """Σy² − Σ P²/(λ + r)."""
+        return self.residual + float((self.shrinkable * r / (self.eigenvalues + r)).sum())
 
 
 def empirical_bayes(
@@ -101,7 +108,7 @@ def empirical_bayes(
     if noise_std is None and prior_variance is None:
 
         def profile(r: float) -> tuple[float, float]:
-            best = max(spectrum.best_noise(r), floor, 1e-14 * scale)
+            best = max(spectrum.best_noise(r), floor)
             return best, best / r
 
         typical = float(spectrum.eigenvalues.mean())
@@ -166,8 +173,11 @@ def least_squares(statistics: TransitionStatistics) -> Tensor:
 
 
 def _maximise(objective: Callable[[float], float], typical: float) -> float:
-    """Maximise over a positive number: a grid over 24 decades about a typical value, then Brent's method."""
-    grid = math.log(typical) + np.log(10) * np.linspace(-14, 10, 97)
+    """Maximise over a positive number: a grid over 34 decades about a typical value, then Brent's method.
+
+    Noise-free recordings put r = s²/v some 17 decades below the eigenvalues, hence the width.
+    """
+    grid = math.log(typical) + np.log(10) * np.linspace(-24, 10, 137)
     values = [objective(math.exp(point)) for point in grid]
     best = int(np.argmax(values))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]

@@ -107,7 +107,12 @@ class GaussianPosterior:
 
     @property
     def contraction(self) -> float:
-        """1 − posterior variance / prior variance, averaged over the weights: 0 has learnt nothing, 1 everything."""
+        """1 − posterior variance / prior variance, averaged over the weights: 0 has learnt nothing, 1 everything.
+
+        Without a prior there is nothing to contract from: NaN.
+        """
+        if math.isinf(self.prior_variance):
+            return math.nan
         return 1 - float(self.covariance.diagonal().mean()) / self.prior_variance
 
     def sample(self, shape: Sequence[int] = (), generator: int | torch.Generator | None = None) -> Tensor:

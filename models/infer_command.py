@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -26,6 +27,6 @@ def run(options: Namespace) -> int:
     for note in result.notes:
         print(f"  {note}")
     path = save_posterior(result, options.out)
-    learnt = result.posterior.contraction
-    print(f"Posterior ({result.config.method}, {len(result.draws)} draws, contraction {learnt:.3f}): {path}")
+    learnt = "" if math.isnan(result.posterior.contraction) else f", contraction {result.posterior.contraction:.3f}"
+    print(f"Posterior ({result.config.method}, {len(result.draws)} draws{learnt}): {path}")
     return 0

@@ -24,6 +24,7 @@ from neurosde.rate_sde import Drive
 from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
+PREDICTIVE_BYTES = 2**28  # of simulated activity kept in memory and in the posterior file
 Method = Literal["exact", "ridge", "least-squares"]
 
 
@@ -117,6 +118,9 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
     posterior, point_estimate = _posterior(statistics, config, notes)
     generator = torch.Generator().manual_seed(config.seed)
     draws = posterior.sample((config.draws,), generator)
+    kept = _affordable(config.predictive_draws, recording)
+    if kept < config.predictive_draws:
+        notes.append(f"{kept} of {config.predictive_draws} predictive draws were simulated, to bound the memory.")
     current, predicted = _predict(recording, statistics, posterior, draws, config, generator)
     return Inference(
         recording,
@@ -185,6 +189,11 @@ def _posterior(
     return posterior, posterior.mean
 
 
+def _affordable(wanted: int, recording: Recording) -> int:
+    """Number of draws whose simulated activity fits into `PREDICTIVE_BYTES`."""
+    return min(wanted, PREDICTIVE_BYTES // (4 * recording.activity.size))
+
+
 def _predict(
     recording: Recording,
     statistics: TransitionStatistics,
@@ -200,7 +209,7 @@ def _predict(
     h0 = torch.atanh(torch.as_tensor(first, dtype=torch.float64))
     if recording.voltage is not None:
         h0 = torch.as_tensor(recording.voltage[:, 0], dtype=torch.float64)
-    W = draws[: config.predictive_draws]
+    W = draws[: _affordable(config.predictive_draws, recording)]
     known = torch.zeros(N) if recording.input is None else torch.as_tensor(recording.input)
     constant = known.double().numpy() if known.ndim == 1 else np.zeros(N)
     current = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double().unsqueeze(0)
@@ -210,18 +219,19 @@ def _predict(
         spread = statistics.noise_scale(posterior.noise_std) / math.sqrt(statistics.count)
         offset = mean_y - W @ mean_x + spread * torch.randn(len(W), N, generator=generator, dtype=torch.float64)
         current = current + offset[:, None, None]
-    if not len(W):
-        return constant, np.empty((0, trials, samples, N), dtype=np.float32)
+    predicted = np.empty((len(W), trials, samples, N), dtype=np.float32)
     with torch.no_grad():
-        x = simulate_rate_network(
-            W.unsqueeze(1),
-            h0,
-            samples,
-            recording.dt,
-            recording.tau,
-            current.expand(len(W), trials, -1, N),
-            posterior.noise_std,
-            drive=recording.drive,
-            generator=generator,
-        )
-    return constant, x.float().numpy()
+        for one, weights in enumerate(W):  # one at a time: memory holds one draw's path beside what is kept
+            x = simulate_rate_network(
+                weights,
+                h0,
+                samples,
+                recording.dt,
+                recording.tau,
+                current[one if len(current) > 1 else 0].expand(trials, -1, N),
+                posterior.noise_std,
+                drive=recording.drive,
+                generator=generator,
+            )
+            predicted[one] = x.numpy()
+    return constant, predicted

@@ -58,11 +58,11 @@ def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.N
             warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             return command(options)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, OverflowError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command resumes it", file=sys.stderr)
+        print("interrupted; give the same command again to go on", file=sys.stderr)
         return 130
 
 

@@ -198,6 +198,77 @@ def test_a_disk_that_fills_up(tmp_path, capsys, monkeypatch):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_second_writer_is_kept_out(tmp_path):
+    """While one process writes, another neither touches its file nor waits; afterwards it finds the cube complete."""
+    config = small(tmp_path)
+    sizes = {"network": 7, "trial": 2, "time": 20, "neuron": 6, "post": 6, "pre": 6}
+    options = {"dt": 0.1, "time_unit": "tau", "seed": 0, "title": "t", "summary": "s", "voltage": False}
+    command = [sys.executable, "-m", "neurosde", "build-dataset", "--out-dir", str(tmp_path)]
+    command += ["--num-networks", "7", "--N", "6", "--num-trials", "2", "--T", "20"]
+    with CubeWriter(config.path, config.contents(), sizes, **options) as writer:
+        writer.write(0, module._simulate(config, 0, 7))
+        inode = writer.partial.stat().st_ino
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert other.returncode == 2 and other.stderr.count("\n") == 1
+        assert "is being built by another process" in other.stderr
+        assert writer.partial.stat().st_ino == inode
+        writer.finish()
+    validate_cube(config.path)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "complete already" in again.stdout
+
+
+def test_a_partial_that_someone_reads_is_not_thrown_away(tmp_path, few_at_a_time, monkeypatch):
+    write = CubeWriter.write
+
+    def interrupted(self, first, arrays):
+        if first:
+            raise KeyboardInterrupt
+        write(self, first, arrays)
+
+    monkeypatch.setattr(CubeWriter, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset(small(tmp_path))
+    monkeypatch.setattr(CubeWriter, "write", write)
+    partial = tmp_path / "cube.nc.partial"
+    script = f"import netCDF4, sys; f = netCDF4.Dataset({str(partial)!r}); print('open', flush=True); sys.stdin.read()"
+    reader = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with reader:
+        assert reader.stdout.readline() == b"open\n"
+        inode = partial.stat().st_ino
+        with pytest.raises(OSError, match="open in another process"):
+            build_dataset(small(tmp_path))
+        assert partial.stat().st_ino == inode
+        reader.stdin.close()
+        reader.wait()
+    validate_cube(build_dataset(small(tmp_path)))
+
+
+def test_only_whole_cubes_are_finished(tmp_path):
+    config = small(tmp_path)
+    sizes = {"network": 7, "trial": 2, "time": 20, "neuron": 6, "post": 6, "pre": 6}
+    options = {"dt": 0.1, "time_unit": "tau", "seed": 0, "title": "t", "summary": "s", "voltage": False}
+    with (
+        CubeWriter(config.path, config.contents(), sizes, **options) as writer,
+        pytest.raises(ValueError, match="7 networks of .* are not written yet"),
+    ):
+        writer.finish()
+    assert not config.path.exists()
+    (tmp_path / "cube.nc.partial").rename(config.path)
+    with pytest.raises(ValueError, match="not a whole cube; delete it"):
+        build_dataset(config)
+    config.path.write_bytes(config.path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="not a readable netCDF file"):
+        build_dataset(config)
+
+
+def test_a_dataset_larger_than_any_disk_is_refused(tmp_path, capsys):
+    size = ["--num-networks", "1000000000", "--num-trials", "100000", "--T", "100000", "--N", "5000"]
+    assert main(["build-dataset", "--out-dir", str(tmp_path), *size]) == 2
+    assert "are free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_validate_names_everything_that_is_missing(tmp_path):
     path = build_dataset(small(tmp_path))
     with xr.open_dataset(path) as cube:
@@ -227,6 +298,7 @@ def test_a_cube_cut_short_is_refused(tmp_path):
 def test_half_laid_out_files_are_started_anew(tmp_path):
     tmp_path.joinpath("cube.nc.partial").write_bytes(b"\x89HDF\r\n\x1a\n half")
     validate_cube(build_dataset(small(tmp_path)))
+    assert (tmp_path / "cube.nc.partial.broken").read_bytes().endswith(b"half")  # set aside, not deleted
 
 
 def test_loader_feeds_torch(tmp_path):

@@ -29,7 +29,14 @@ def test_quick_start_of_the_readme(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks[0].strip().splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    names = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    assert names["activity"].shape == (100, 50) and names["W"].grad.shape == (50, 50)
+    truth = names["W"].detach()
+    error = float((names["result"].posterior.mean - truth).norm() / truth.norm())
+    assert error < 0.5  # 20 trials of 300 times; the posterior's own sd predicts it below
+    expected = float(names["result"].posterior.sd.norm() / truth.norm())
+    assert abs(error / expected - 1) < 0.1  # 2500 weights
     assert (tmp_path / "posterior.nc").exists()
 
 

@@ -164,6 +164,14 @@ def test_a_noise_free_recording_is_at_the_floor():
     assert found.at_floor and found.noise_std < 1e-4
 
 
+def test_the_gain_of_noise_free_recordings_is_found():
+    """W is then known on all that was visited, so the evidence has the gain that W really has."""
+    for seed in range(5):
+        W, x, _ = draw(N=20, T=300, trials=5, sigma=0.0, seed=seed, gain=1.5)
+        found = empirical_bayes(transition_statistics(x, DT))
+        assert found.gain(20) == pytest.approx(float(W.square().sum() / 20) ** 0.5, rel=0.01)
+
+
 def test_generalised_cross_validation_by_hat_matrices():
     _, _, h = draw(T=25)
     X, Y, _ = regression(h)

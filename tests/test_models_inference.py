@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -12,7 +13,7 @@ import xarray as xr
 
 from neurosde.cli import main
 from neurosde.datasets.recordings import Recording, read_recording
-from neurosde.models import InferenceConfig, infer, open_posterior, save_posterior
+from neurosde.models import InferenceConfig, infer, inference, open_posterior, save_posterior
 
 N, T, TRIALS, DT, SIGMA, GAIN = 6, 150, 3, 0.1, 0.3, 1.3
 
@@ -92,6 +93,58 @@ def test_without_header_or_trials(tmp_path):
     assert bare.activity.shape == single.activity.shape == (1, T, N)
     assert single.activity.dtype == np.float32  # its precision is information
     np.testing.assert_allclose(bare.activity, activity)
+
+
+def test_tables_as_pandas_and_others_write_them(tmp_path):
+    _, activity = another_program(trials=1)
+    table = pd.DataFrame(activity[0])
+    for name, write in {
+        "numbered.csv": lambda p: table.to_csv(p),
+        "unindexed.csv": lambda p: table.to_csv(p, index=False),
+        "named.csv": lambda p: table.add_prefix("n").to_csv(p),
+        "bare.csv": lambda p: table.to_csv(p, index=False, header=False),
+    }.items():
+        write(tmp_path / name)
+        np.testing.assert_allclose(read_recording(tmp_path / name).activity, activity, err_msg=name)
+    for delimiter in (" ", ";"):
+        np.savetxt(tmp_path / "other.csv", activity[0], delimiter=delimiter)
+        with pytest.raises(ValueError, match="commas between its columns"):
+            read_recording(tmp_path / "other.csv")
+
+
+def test_one_trial_may_be_given_as_a_matrix():
+    _, activity = another_program(trials=1)
+    assert Recording(activity[0], "here").activity.shape == (1, T, N)
+
+
+def test_a_foreign_time_axis_can_be_overruled(tmp_path):
+    _, activity = another_program(trials=1)
+    data = xr.Dataset({"rates": (("time", "neuron"), activity[0])}, coords={"time": np.arange(T)})
+    data.to_netcdf(tmp_path / "r.nc")
+    with pytest.warns(UserWarning, match="says dt = 1; 0.1 is used"):
+        result = infer(tmp_path / "r.nc", InferenceConfig(dt=DT, draws=2, predictive_draws=0))
+    assert result.recording.dt == DT
+
+
+def test_predictive_draws_are_bounded_in_memory(monkeypatch):
+    _, activity = another_program()
+    monkeypatch.setattr(inference, "PREDICTIVE_BYTES", 3 * 4 * activity.size)
+    result = infer(Recording(activity, "here", dt=DT), InferenceConfig(draws=40))
+    assert len(result.predicted) == 3 and "3 of 32 predictive draws" in " ".join(result.notes)
+
+
+def test_a_cut_npz_and_absurd_numbers_are_one_line(tmp_path, capsys):
+    np.savez(tmp_path / "r.npz", activity=another_program()[1])
+    whole = (tmp_path / "r.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for options in (
+        ["cut.npz", "--dt", "0.1"],
+        ["r.npz", "--dt", "1e308"],
+        ["r.npz", "--dt", "0.1", "--gain", "1e300"],
+    ):
+        assert main(["infer", str(tmp_path / options[0]), *options[1:], "--out", str(tmp_path / "p.nc")]) == 2
+        assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "p.nc").exists()
 
 
 def test_what_is_not_given_is_estimated_and_said(tmp_path, capsys):
@@ -184,6 +237,7 @@ def test_methods(method):
     z = result.posterior.whiten(torch.as_tensor(W))
     assert scipy.stats.chi2(N * N).sf(float(z.square().sum())) > 1e-3
     np.testing.assert_allclose(result.point_estimate, result.posterior.mean, rtol=1e-7, atol=1e-9)
+    assert np.isnan(result.posterior.contraction) == (method == "least-squares")
 
 
 def test_same_seed_same_draws():

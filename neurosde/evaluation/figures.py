@@ -100,7 +100,12 @@ def coverage_curve(e: Evaluation) -> Figure:
     axis.plot([0, 1], [0, 1], color="k", linewidth=0.8)
     axis.plot(LEVELS, e.coverage, "o-", color=BLUE, markersize=3)
     learnt = e.calibration["contraction"]
-    axis.set(xlabel="nominal level", ylabel="coverage", title=f"calibration (contraction {learnt:.2f})", aspect="equal")
+    axis.set(
+        xlabel="nominal level",
+        ylabel="coverage",
+        title="calibration" + ("" if np.isnan(learnt) else f" (contraction {learnt:.2f})"),
+        aspect="equal",
+    )
     return figure
 
 
@@ -117,6 +122,7 @@ def traces(e: Evaluation) -> Figure:
             axis.plot(time, one, color=GREY, linewidth=0.7, alpha=0.8)
         axis.plot(time, observed.isel(neuron=neuron), color=BLUE, linewidth=1.2)
         axis.set(ylabel=f"neuron {neuron}", ylim=(-1.05, 1.05))
-    axes[0].set_title("recorded (blue) and simulated from draws (grey)", fontsize=10)
+    simulated = " and simulated from draws (grey)" if len(predicted["draw"]) else ""
+    axes[0].set_title(f"recorded (blue){simulated}", fontsize=10)
     axes[-1].set_xlabel("time")
     return figure
