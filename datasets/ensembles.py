@@ -314,5 +314,7 @@ def sample_weight_matrix(
     Raises:
         ValueError: unknown ensemble or parameter, or a value out of range.
     """
+    if parameters and not isinstance(ensemble, str):
+        raise ValueError(f"an ensemble object brings its own parameters; got {sorted(parameters)} beside it.")
     chosen = make_ensemble(ensemble, gain=g, **parameters) if isinstance(ensemble, str) else ensemble
     return chosen.sample(N, as_generator(generator)).weights.to(dtype)

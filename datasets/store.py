@@ -25,7 +25,7 @@ import numpy as np
 
 from neurosde.datasets.files import open_netcdf
 from neurosde.datasets.schema import SCHEMA_VERSION, Variable, coordinates, variables
-from neurosde.provenance import config_json, global_attributes
+from neurosde.provenance import config_json, global_attributes, make_folder
 
 fcntl: Any
 try:
@@ -72,7 +72,7 @@ class CubeWriter:
         self._file: netCDF4.Dataset | None = None
         self._lock: int | None = None
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock_folder()
         try:
             self._begin(sizes, dt, time_unit, seed, title, summary, voltage)

@@ -127,7 +127,7 @@ def empirical_bayes(
     return EmpiricalBayes(
         noise_std=statistics.noise_std(math.sqrt(s2)),
         prior_variance=v,
-        log_evidence=spectrum.log_evidence(s2, v) - statistics.count * spectrum.rows * math.log(statistics.gain),
+        log_evidence=spectrum.log_evidence(s2, v) - spectrum.rows * statistics.log_volume,
         at_floor=s2 <= 1.01 * floor,
     )
 

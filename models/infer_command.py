@@ -9,6 +9,7 @@ from pathlib import Path
 from neurosde.models.inference import InferenceConfig, infer
 from neurosde.models.posterior_file import check_name, save_posterior
 from neurosde.options import OptionParser, add_options, from_options
+from neurosde.provenance import make_folder
 
 
 def add_arguments(parser: OptionParser) -> None:
@@ -20,7 +21,7 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
-    check_name(options.out)
+    make_folder(check_name(options.out))  # before the work, not after it
     result = infer(options.recording, from_options(InferenceConfig, options))
     trials, samples, N = result.recording.activity.shape
     print(f"{result.recording.source}: {N} neurons, {trials} trials of {samples} times")

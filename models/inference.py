@@ -77,6 +77,7 @@ class Inference:
         draws: posterior draws (draw, post, pre).
         log_density: log posterior density of each draw.
         input: constant input used (neuron,): known, or the posterior mean of an estimated one.
+        input_sd: posterior standard deviation of each neuron's input; 0 where it is known.
         predicted: activity simulated from the first draws (draw, trial, time, neuron).
         notes: what was estimated or left out, in sentences.
     """
@@ -89,6 +90,7 @@ class Inference:
     draws: Tensor
     log_density: Tensor
     input: np.ndarray
+    input_sd: float
     predicted: np.ndarray
     notes: tuple[str, ...]
 
@@ -131,6 +133,7 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
         draws,
         posterior.log_prob(draws),
         current,
+        _input_sd(statistics, posterior) if config.estimate_input else 0.0,
         predicted,
         tuple(notes),
     )
@@ -187,6 +190,13 @@ def _posterior(
         )
     posterior = GaussianPosterior.from_statistics(statistics, found.noise_std, variance)
     return posterior, posterior.mean
+
+
+def _input_sd(statistics: TransitionStatistics, posterior: GaussianPosterior) -> float:
+    """I = ȳ − W x̄ + s ξ/√n: of the mean of the noise, and of W along the mean rates."""
+    mean_x = statistics.x / statistics.count
+    of_noise = statistics.noise_scale(posterior.noise_std) ** 2 / statistics.count
+    return math.sqrt(of_noise + float((mean_x @ posterior.factor).square().sum()))
 
 
 def _affordable(wanted: int, recording: Recording) -> int:

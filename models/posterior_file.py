@@ -55,6 +55,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         "transitions": ((), r.statistics.count, _label("number of transitions used")),
         "dropped": ((), r.statistics.dropped, _label("number of saturated transitions left out")),
         "input": (("neuron",), r.input, _label("constant external input, known or posterior mean")),
+        "input_sd": ((), r.input_sd, _label("posterior standard deviation of the input; 0 where it is known")),
     }
     if recording.input is not None and recording.input.ndim > 1:
         known = np.broadcast_to(recording.input, recording.activity.shape)

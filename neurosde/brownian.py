@@ -116,11 +116,13 @@ class BrownianPath:
         """Return B(tb) − B(ta), shape (..., neuron), as torchsde's solvers ask for it.
 
         Raises:
-            ValueError: a time off the grid, or Lévy areas (return_U, return_A), which the increments do not hold.
+            ValueError: a time off the grid, ta > tb, or Lévy areas (return_U, return_A), which no increment holds.
         """
         if return_U or return_A:
             raise ValueError("a BrownianPath has no Lévy area; use method='euler', or torchsde.BrownianInterval.")
         start, stop = self._index(ta), self._index(tb)
+        if stop < start:
+            raise ValueError(f"the interval must run forwards, ta <= tb; got {float(ta)} and {float(tb)}.")
         if stop == start + 1:
             return self.increments[start]
         return self.increments[start:stop].sum(0)

@@ -101,6 +101,15 @@ class TransitionStatistics:
         visited = eigenvalues > self.num_neurons * _EPSILON * eigenvalues[-1]
         return eigenvalues * visited, vectors, self.yx @ vectors * visited
 
+    @property
+    def log_volume(self) -> float:
+        """What a neuron's log density of y exceeds that of h by.
+
+        dh[t+1] = b dy, and the integral over a free input leaves a factor 1/√count.
+        """
+        integral = 0.5 * math.log(self.count) if self.free_input else 0.0
+        return self.count * math.log(self.gain) + integral
+
     def __add__(self, other: TransitionStatistics) -> TransitionStatistics:
         """Add another recording of the same network, taken with the same dt and tau.
 
@@ -160,10 +169,7 @@ class TransitionStatistics:
         log_density = -0.5 * squares / scale**2 - self.degrees * self.num_neurons * (
             torch.log(scale) + 0.5 * math.log(2 * math.pi)
         )
-        # dh[t+1] = b dy, and the integral over a free input leaves a factor 1/√count for each neuron.
-        jacobian = self.count * math.log(self.gain)
-        integral = 0.5 * math.log(self.count) if self.free_input else 0.0
-        return log_density - self.num_neurons * (jacobian + integral)
+        return log_density - self.num_neurons * self.log_volume
 
 
 def transition_statistics(

@@ -61,6 +61,31 @@ def global_attributes(title: str, summary: str, config: object, seed: int | None
     return attributes
 
 
+def explained(error: OSError, path: Path) -> OSError:
+    """Return an error that says what of writing `path` failed and what to do."""
+    reasons = {
+        errno.ENOSPC: "no space is left on the disk; free some and run again",
+        errno.EEXIST: "there is a file where its folder should be; choose another place",
+        errno.ENOTDIR: "there is a file where its folder should be; choose another place",
+        errno.EACCES: "permission is denied; choose a place that you may write to",
+        errno.EROFS: "the file system is read-only; choose another place",
+    }
+    reason = reasons.get(error.errno or 0, f"{error.strerror or error}; choose another place")
+    return OSError(f"could not write {path}: {reason}")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that `path` is to be written into.
+
+    Raises:
+        OSError: it cannot be made; the message says why and what to do.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, path) from error
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; when the block succeeds it is synced and renamed to `path`.
@@ -79,8 +104,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"no space left to write {path}; free some and run again") from error
-        raise
+        raise explained(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)

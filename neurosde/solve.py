@@ -130,8 +130,11 @@ def odeint(
         assert h is not None
         return h if len(indices) == steps + 1 else h[indices.to(h.device)]
     select_engine(engine)
+    fixed_step = ("euler", "midpoint", "rk4", "heun3")
+    if dt is not None and method not in fixed_step:
+        raise ValueError(f"dt is the step of fixed-step methods {fixed_step}; method {method!r} takes rtol and atol.")
     state = h0.expand(*batch_shape(sde, h0), sde.num_neurons)
-    options = {"step_size": dt} if dt is not None and method in ("euler", "midpoint", "rk4", "heun3") else None
+    options = None if dt is None else {"step_size": dt}
     times = times.to(h0.device, h0.dtype)
     if adjoint == "backsolve":
         tensors = (sde.weights, sde.tau, sde.input)
@@ -230,6 +233,7 @@ def simulate_rate_network(
         TypeError: wrong types or dtypes.
     """
     T = check_count(T, "T")
+    dt = check_time_step(dt)
     weights = as_float_tensor(W, "weights")
     state = as_float_tensor(h0, "h0", like=weights)
     bare = RateSDE(weights, tau, None, noise_std, phi, drive=drive)

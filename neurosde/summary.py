@@ -15,7 +15,7 @@ _LEADING = {0: (), 1: ("trial",), 2: ("network", "trial")}
 
 
 def summary_stats(
-    activity: Tensor | ArrayLike | xr.DataArray, dt: float = 1.0, *, lags: Sequence[int] = (1, 5)
+    activity: Tensor | ArrayLike | xr.DataArray, dt: float | None = None, *, lags: Sequence[int] = (1, 5)
 ) -> xr.Dataset:
     """Describe activity by its first and second moments in space and time.
 
@@ -32,7 +32,7 @@ def summary_stats(
 
     Args:
         activity: firing rate, shape (time, neuron), (trial, time, neuron) or (network, trial, time, neuron).
-        dt: spacing of the samples, in the unit of tau.
+        dt: spacing of the samples, in the unit of tau; None takes it from a labelled `time`, else 1.
         lags: lags of the lagged covariances, in samples.
 
     Returns:
@@ -45,7 +45,10 @@ def summary_stats(
         Dimensionality, information and learning in prefrontal cortex (Gao, Trautmann, Yu, et al., 2017),
         https://doi.org/10.1101/214262 (participation ratio)
     """
-    dt = check_positive(dt, "dt")
+    if dt is None and isinstance(activity, xr.DataArray) and activity.coords.get("time", activity).ndim == 1:
+        times = activity["time"].to_numpy()
+        dt = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    dt = check_positive(1.0 if dt is None else dt, "dt")
     if isinstance(activity, xr.DataArray):
         wanted = [d for d in ("network", "trial") if d in activity.dims] + ["time", "neuron"]
         if set(wanted) != set(activity.dims):

@@ -99,6 +99,7 @@ def test_sample_weight_matrix_is_seeded():
         (lambda: Gaussian(-1.0), "gain must be positive"),
         (lambda: GainMixture(Gaussian(2.0), 1.0), "gain_high must be at least"),
         (lambda: sample_weight_matrix(0), "N must be at least 1"),
+        (lambda: sample_weight_matrix(5, ensemble=Sparse(), density=0.3), "brings its own parameters"),
     ],
 )
 def test_bad_parameters_are_named(call, match):

@@ -66,6 +66,16 @@ def test_bayes_rule():
     assert found.log_evidence == pytest.approx(float(evidence[0]), abs=cancellation)
 
 
+def test_evidence_with_a_free_input_obeys_bayes_rule_too():
+    statistics = transition_statistics(draw()[1], DT).without_input()
+    posterior = GaussianPosterior.from_statistics(statistics, SIGMA, 0.5)
+    W = torch.randn(4, 4, dtype=D)
+    prior = float(scipy.stats.norm(0, 0.5**0.5).logpdf(W.numpy()).sum())
+    expected = float(statistics.log_likelihood(W, SIGMA) - posterior.log_prob(W)) + prior
+    found = empirical_bayes(statistics, noise_std=SIGMA, prior_variance=0.5)
+    assert found.log_evidence == pytest.approx(expected, abs=1e-9)
+
+
 def test_samples_have_its_moments():
     _, x, _ = draw()
     posterior = GaussianPosterior.from_statistics(transition_statistics(x, DT), SIGMA, 0.5)

@@ -214,6 +214,7 @@ def test_an_unknown_input_is_estimated():
     """Left out, a constant input biases the posterior beyond its own width; estimated, the truth is a draw again."""
     current = np.linspace(-1, 1, N)
     square = {True: 0.0, False: 0.0}
+    errors = []
     networks = 30
     for seed in range(networks):
         W, activity = another_program(seed, current)
@@ -222,10 +223,11 @@ def test_an_unknown_input_is_estimated():
             result = infer(Recording(activity, "here", dt=DT), config)
             square[estimate] += float(result.posterior.whiten(torch.as_tensor(W)).square().sum())
             if estimate:
-                assert np.corrcoef(result.input, current)[0, 1] > 0.7
+                errors += list((result.input - current) / result.input_sd)
     freedom = networks * N * N
     low, high = scipy.stats.chi2(freedom).ppf([0.0005, 0.9995])
     assert low < square[True] < high
+    assert scipy.stats.kstest(errors, "norm").pvalue > 0.01
     assert square[False] > 1.5 * high
 
 
@@ -329,7 +331,10 @@ def test_an_unwritable_posterior_leaves_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     out = tmp_path / "file" / "p.nc"
     assert main(["infer", str(tmp_path / "r.npy"), "--dt", "0.1", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "a file where its folder should be" in error and error.count("\n") == 1
+    assert main(["build-dataset", "--out-dir", str(tmp_path / "file")]) == 2
+    assert "a file where its folder should be" in capsys.readouterr().err
 
 
 def test_import_is_light():

@@ -345,6 +345,16 @@ def test_bad_input_is_named(options, error, match):
         simulate_rate_network(**arguments)
 
 
+def test_options_that_do_not_apply_are_refused():
+    sde, h0 = RateSDE(torch.zeros(3, 3)), torch.zeros(3)
+    with pytest.raises(ValueError, match="dt is the step of fixed-step methods"):
+        odeint(sde, h0, [0.0, 0.1], method="dopri5", dt=0.1)
+    with pytest.raises(ValueError, match="must run forwards"):
+        BrownianPath(torch.zeros(4, 3), 0.1)(0.3, 0.1)
+    with pytest.raises(ValueError, match="^dt must be positive"):
+        simulate_rate_network(torch.zeros(3, 3), h0, 5, -0.1, 1.0, torch.zeros(5, 3))
+
+
 def test_bad_times_are_named():
     sde, h0 = RateSDE(torch.zeros(3, 3)), torch.zeros(3)
     with pytest.raises(ValueError, match="grid"):

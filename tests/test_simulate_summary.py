@@ -52,6 +52,13 @@ def test_dimension_counts_the_directions():
     assert np.isnan(float(summary_stats(np.ones((50, 3))).autocorrelation_time))
 
 
+def test_a_labelled_time_axis_gives_the_step():
+    x = np.random.default_rng(0).normal(size=(80, 3)).cumsum(0)
+    labelled = xr.DataArray(x, dims=("time", "neuron"), coords={"time": np.arange(80) * 0.25})
+    xr.testing.assert_allclose(summary_stats(labelled), summary_stats(x, 0.25))
+    xr.testing.assert_allclose(summary_stats(labelled.drop_vars("time")), summary_stats(x, 1.0))
+
+
 @pytest.mark.parametrize(
     ("activity", "options", "match"),
     [
