@@ -2,6 +2,9 @@
 
 Run as `neurosde build-dataset …` or `python -m neurosde.datasets.build_dataset …`. The same command again resumes an
 interrupted build, or says that it is complete.
+
+Network k depends on the root seed and on k alone. Its weights and its dynamics have a generator each, spawned by
+numpy's SeedSequence, so any block can be made anywhere, in any order and on any engine.
 """
 
 from __future__ import annotations
@@ -9,19 +12,22 @@ from __future__ import annotations
 import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from neurosde.brownian import BrownianPath
 from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, Gaussian, make_ensemble
-from neurosde.datasets.generation import generate_block
 from neurosde.datasets.store import CubeWriter
 from neurosde.engines import EngineName
-from neurosde.options import OptionParser, add_options, from_options, run_safely
+from neurosde.options import OptionParser, add_options, command_words, from_options, run_safely
 from neurosde.rate_sde import Drive
+from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
 CUBE_NAME = "cube.nc"
@@ -119,46 +125,55 @@ def build_dataset(config: DatasetConfig) -> Path:
             for first in range(0, c.num_networks, c.block_size):
                 count = min(c.block_size, c.num_networks - first)
                 if not writer.complete[first : first + count].all():
-                    writer.write(first, _simulate(c, first, count))
+                    writer.write(first, simulate_block(c, first, count))
                     progress.update(count)
         writer.finish()
     return c.path
 
 
-def _simulate(c: DatasetConfig, first: int, count: int) -> dict[str, np.ndarray]:
-    block = generate_block(
-        c.ensemble,
-        first,
-        count,
-        root_seed=c.seed,
-        N=c.N,
-        num_trials=c.num_trials,
-        T=c.T,
-        dt=c.dt,
-        tau=c.tau,
-        noise_std=c.noise_std,
-        initial_std=c.initial_std,
-        burn_in=c.burn_in,
-        input_std=c.input_std,
-        drive=c.drive,
-        engine=c.engine,
-        voltage=c.voltage,
-    )
+def network_seeds(root_seed: int, k: int) -> tuple[int, int]:
+    """Seeds of the weights and of the dynamics of network k."""
+    words = np.random.SeedSequence(root_seed, spawn_key=(k,)).generate_state(2, np.uint64)
+    return int(words[0] >> np.uint64(1)), int(words[1] >> np.uint64(1))  # 63 bits: they are stored as int64
+
+
+def simulate_block(c: DatasetConfig, first: int, count: int) -> dict[str, np.ndarray]:
+    """Draw and simulate networks first … first + count − 1 in one batched call: the cube's variables, named."""
+    seeds = [network_seeds(c.seed, k) for k in range(first, first + count)]
+    draws = [c.ensemble.sample(c.N, torch.Generator().manual_seed(of_weights)) for of_weights, _ in seeds]
+    steps = c.burn_in + c.T - 1
+    h0 = torch.empty(count, c.num_trials, c.N)
+    current = torch.zeros(count, 1, c.N)
+    noise = torch.empty(steps, count, c.num_trials, c.N) if c.noise_std > 0 else None
+    for row, (_, of_dynamics) in enumerate(seeds):
+        generator = torch.Generator().manual_seed(of_dynamics)
+        h0[row] = c.initial_std * torch.randn(c.num_trials, c.N, generator=generator)
+        if c.input_std > 0:
+            current[row] = c.input_std * torch.randn(1, c.N, generator=generator)
+        if noise is not None:
+            noise[:, row] = BrownianPath.sample((c.num_trials, c.N), steps, c.dt, generator=generator).increments
+    weights = torch.stack([draw.weights for draw in draws]).float()
+    simulate = partial(
+        simulate_rate_network, weights.unsqueeze(1), h0, steps + 1, c.dt, c.tau, current if c.input_std > 0 else None,
+        c.noise_std, drive=c.drive, engine=c.engine, bm=None if noise is None else BrownianPath(noise, c.dt),
+    )  # fmt: skip
+    with torch.no_grad():
+        x, h = simulate(return_h=True) if c.voltage or c.burn_in > 0 else (simulate(), None)
     arrays = {
-        "weights": block.weights,
-        "activity": block.activity,
-        "initial_state": block.initial_state,
-        "input": block.input,
-        "gain": block.gain,
+        "weights": weights.numpy(),
+        "activity": x[..., c.burn_in :, :].numpy(),
+        "initial_state": (h0 if h is None else h[..., c.burn_in, :]).numpy(),
+        "input": current.squeeze(1).numpy(),
+        "gain": np.array([draw.gain for draw in draws]),
         "noise_std": np.full(count, c.noise_std),
         "tau": np.full(count, c.tau),
-        "seed": block.seed,
-        "cell_type": block.cell_type,
-        "block": block.block,
+        "seed": np.array([of_dynamics for _, of_dynamics in seeds], dtype=np.int64),
+        "cell_type": torch.stack([draw.cell_type for draw in draws]).numpy(),
+        "block": torch.stack([draw.block for draw in draws]).numpy(),
         "observed": np.ones((count, c.N), dtype=np.int8),
     }
-    if block.voltage is not None:
-        arrays["voltage"] = block.voltage
+    if c.voltage and h is not None:
+        arrays["voltage"] = h[..., c.burn_in :, :].numpy()
     return arrays
 
 
@@ -177,8 +192,8 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Build what the options say and tell where it is."""
-    fields = {name for kind in ENSEMBLES.values() for name in kind.__dataclass_fields__ if name != "name"}
-    given = {name: value for name, value in vars(options).items() if name in fields | {"gain_high"}}
+    names = {item.name for kind in ENSEMBLES.values() for item in fields(kind)} | {"gain_high"}
+    given = {name: value for name, value in vars(options).items() if name in names}
     config = from_options(DatasetConfig, options, ensemble=make_ensemble(options.ensemble_name, **given))
     there = config.path.exists()
     path = build_dataset(config)
@@ -193,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run as a module."""
     parser = OptionParser(prog="python -m neurosde.datasets.build_dataset", description=__doc__)
     add_arguments(parser)
-    return run_safely(run, parser.parse_args(arguments))
+    return run_safely(run, parser.parse_args(command_words(arguments)))
 
 
 if __name__ == "__main__":

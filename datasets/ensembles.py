@@ -18,8 +18,8 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -46,30 +46,31 @@ class WeightDraw:
     block: Tensor
 
 
-class Ensemble(Protocol):
+class Ensemble(ABC):
     """What an ensemble offers."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        """Name of the ensemble in configurations."""
-        ...
+        """Name in configurations."""
 
-    @property
-    def gain(self) -> float:
-        """Radius of the bulk of eigenvalues."""
-        ...
-
+    @abstractmethod
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw one N × N matrix."""
-        ...
 
+    @abstractmethod
     def variance(self, N: int) -> float:
         """Mean square of an entry of an N × N matrix."""
-        ...
 
 
-def _gain() -> float:
-    return field(default=1.5, metadata={"help": "radius of the bulk of eigenvalues", "flags": ("--g", "--gain")})
+@dataclass(frozen=True)
+class FixedGain(Ensemble):
+    """An ensemble of one gain: the radius of the disc that the bulk of the eigenvalues fills."""
+
+    gain: float = field(default=1.5, metadata={"help": "radius of the bulk of eigenvalues", "flags": ("--g", "--gain")})
+
+    def __post_init__(self) -> None:
+        check_positive(self.gain, "gain")
 
 
 def _normal(*shape: int, generator: torch.Generator | None) -> Tensor:
@@ -87,14 +88,10 @@ def _draw(weights: Tensor, gain: float, cell_type: Tensor | None = None, block: 
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(FixedGain):
     """Iid Gaussian weights, W_ij ~ N(0, g²/N)."""
 
-    name: ClassVar[str] = "gaussian"
-    gain: float = _gain()
-
-    def __post_init__(self) -> None:
-        check_positive(self.gain, "gain")
+    name = "gaussian"
 
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw one N × N matrix."""
@@ -107,20 +104,19 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Dale:
+class Dale(FixedGain):
     """Dale's law: each neuron (column) either excites or inhibits all its targets.
 
     W_ij = ±s_j |z_ij|, z iid standard normal, the first `excitatory_fraction` of the neurons positive. Inhibition is
     scaled so that the mean inhibitory input is `balance` times the mean excitatory one (1: balanced).
     """
 
-    name: ClassVar[str] = "dale"
-    gain: float = _gain()
+    name = "dale"
     excitatory_fraction: float = field(default=0.8, metadata={"help": "fraction of excitatory neurons"})
     balance: float = field(default=1.0, metadata={"help": "mean inhibitory over mean excitatory input"})
 
     def __post_init__(self) -> None:
-        check_positive(self.gain, "gain")
+        super().__post_init__()
         check_positive(self.balance, "balance")
         if not 0 < self.excitatory_fraction < 1:
             raise ValueError(f"excitatory_fraction must lie strictly between 0 and 1; got {self.excitatory_fraction}.")
@@ -148,15 +144,14 @@ class Dale:
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(FixedGain):
     """Sparse Gaussian weights: each connection exists with probability `density`, W_ij ~ N(0, g²/(N·density))."""
 
-    name: ClassVar[str] = "sparse"
-    gain: float = _gain()
+    name = "sparse"
     density: float = field(default=0.2, metadata={"help": "probability of a connection"})
 
     def __post_init__(self) -> None:
-        check_positive(self.gain, "gain")
+        super().__post_init__()
         if not 0 < self.density <= 1:
             raise ValueError(f"density must lie in (0, 1]; got {self.density}.")
 
@@ -173,16 +168,15 @@ class Sparse:
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(FixedGain):
     """Low-rank structure in a random background: W = g J/√N + s/√(rN) Σ_k m_k n_kᵀ, all of J, m, n standard normal."""
 
-    name: ClassVar[str] = "low-rank"
-    gain: float = _gain()
+    name = "low-rank"
     rank: int = field(default=2, metadata={"help": "rank of the structure"})
     strength: float = field(default=1.0, metadata={"help": "strength of the structure, on the scale of the gain"})
 
     def __post_init__(self) -> None:
-        check_positive(self.gain, "gain")
+        super().__post_init__()
         check_positive(self.strength, "strength", zero_ok=True)
         check_count(self.rank, "rank")
 
@@ -199,16 +193,15 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(FixedGain):
     """Clusters: Gaussian weights whose standard deviation is `contrast` times larger within a cluster than between."""
 
-    name: ClassVar[str] = "block"
-    gain: float = _gain()
+    name = "block"
     num_blocks: int = field(default=4, metadata={"help": "number of clusters"})
     contrast: float = field(default=3.0, metadata={"help": "weight within clusters over weight between them"})
 
     def __post_init__(self) -> None:
-        check_positive(self.gain, "gain")
+        super().__post_init__()
         check_positive(self.contrast, "contrast")
         check_count(self.num_blocks, "num_blocks")
 
@@ -233,10 +226,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class GainMixture:
+class GainMixture(Ensemble):
     """Any ensemble with a gain that is itself unknown: g uniform between the base's gain and `gain_high`."""
 
-    base: Ensemble
+    base: FixedGain
     gain_high: float
 
     def __post_init__(self) -> None:
@@ -249,27 +242,22 @@ class GainMixture:
         """Name of the base ensemble."""
         return self.base.name
 
-    @property
-    def gain(self) -> float:
-        """Lower end of the gains."""
-        return self.base.gain
-
-    def _with_gain(self, gain: float) -> Ensemble:
-        return replace(self.base, gain=gain)  # type: ignore[type-var]
+    def _with_gain(self, gain: float) -> FixedGain:
+        return replace(self.base, gain=gain)
 
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw a gain, then one N × N matrix."""
         share = float(torch.rand((), generator=generator, dtype=torch.float64))
-        return self._with_gain(self.gain + share * (self.gain_high - self.gain)).sample(N, generator)
+        return self._with_gain(self.base.gain + share * (self.gain_high - self.base.gain)).sample(N, generator)
 
     def variance(self, N: int) -> float:
         """Mean over the gains; Simpson's rule is exact since the variance is quadratic in the gain."""
-        points = (self.gain, (self.gain + self.gain_high) / 2, self.gain_high)
+        points = (self.base.gain, (self.base.gain + self.gain_high) / 2, self.gain_high)
         low, middle, high = (self._with_gain(gain).variance(N) for gain in points)
         return (low + 4 * middle + high) / 6
 
 
-ENSEMBLES: dict[str, Any] = {kind.name: kind for kind in (Gaussian, Dale, Sparse, LowRank, Block)}
+ENSEMBLES: dict[str, type[FixedGain]] = {kind.name: kind for kind in (Gaussian, Dale, Sparse, LowRank, Block)}
 
 
 def make_ensemble(name: str, gain_high: float | None = None, **parameters: float) -> Ensemble:
@@ -281,11 +269,11 @@ def make_ensemble(name: str, gain_high: float | None = None, **parameters: float
     if name not in ENSEMBLES:
         raise ValueError(f"ensemble must be one of {sorted(ENSEMBLES)}; got {name!r}.")
     kind = ENSEMBLES[name]
-    unknown = sorted(set(parameters) - set(kind.__dataclass_fields__))
+    known = sorted(item.name for item in fields(kind))
+    unknown = sorted(set(parameters) - set(known))
     if unknown:
-        known = sorted(key for key in kind.__dataclass_fields__ if key != "name")
         raise ValueError(f"the {name} ensemble has the parameters {known}; got {unknown}.")
-    base: Ensemble = kind(**parameters)
+    base = kind(**parameters)
     return base if gain_high is None else GainMixture(base, gain_high)
 
 

@@ -61,8 +61,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     names = table.columns[0] if len(table.columns) else None
     if names is not None and not pd.api.types.is_numeric_dtype(table[names]):
         table = table.set_index(names)  # a first column of names
-    if not indexed and not words and list(table.iloc[0]) == list(range(len(cells))):
-        table = table.iloc[1:]  # column numbers, as pandas writes where there are no names
     if len(cells) == 1 and (table.shape[1] == 0 or not pd.api.types.is_numeric_dtype(table.iloc[:, 0])):
         raise ValueError(f"{path} must be a table of numbers with commas between its columns.")
     wrong = [str(column) for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]

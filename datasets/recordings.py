@@ -66,11 +66,6 @@ class Recording:
         if self.voltage is not None and self.voltage.shape != shape:
             raise ValueError(f"voltage in {self.source} must have the shape {shape}; got {self.voltage.shape}.")
 
-    @property
-    def num_neurons(self) -> int:
-        """Number of neurons N."""
-        return self.activity.shape[-1]
-
 
 def read_recording(path: str | Path, *, network: int | None = None, variable: str | None = None) -> Recording:
     """Read a recording from a netCDF, npz, npy or csv file.
@@ -95,13 +90,13 @@ def read_recording(path: str | Path, *, network: int | None = None, variable: st
         return _from_table(path)
     arrays = read_npz(path)
     shaped = [name for name, array in arrays.items() if array.ndim >= 2 or len(arrays) == 1]
-    activity = _trials(arrays[choose(shaped, variable, NAMES, path)], path)
+    activity = _floating(arrays[choose(shaped, variable, NAMES, path)], path)
     return Recording(
         activity,
         str(path),
         dt=_scalar(arrays, "dt", path),
         tau=_scalar(arrays, "tau", path),
-        voltage=_trials(arrays["voltage"], path) if "voltage" in arrays else None,
+        voltage=_floating(arrays["voltage"], path) if "voltage" in arrays else None,
         input=_floating(arrays["input"], path) if "input" in arrays else None,
     )
 
@@ -129,11 +124,11 @@ def _from_dataset(dataset: xr.Dataset, path: Path, network: int | None, variable
     config = json.loads(dataset.attrs.get("config", "{}")) if "schema_version" in dataset.attrs else {}
     current = dataset["input"].to_numpy() if "input" in dataset else None
     return Recording(
-        _trials(rates.to_numpy(), path),
+        _floating(rates.to_numpy(), path),
         str(path),
         dt=_spacing(dataset["time"].to_numpy(), path) if "time" in dataset.coords else None,
         tau=float(dataset["tau"]) if "tau" in dataset and dataset["tau"].ndim == 0 else None,
-        voltage=_trials(dataset["voltage"].to_numpy(), path) if "voltage" in dataset else None,
+        voltage=_floating(dataset["voltage"].to_numpy(), path) if "voltage" in dataset else None,
         input=current if current is not None and current.any() else None,
         drive=config.get("drive"),
         network=network,
@@ -142,6 +137,8 @@ def _from_dataset(dataset: xr.Dataset, path: Path, network: int | None, variable
 
 def _from_table(path: Path) -> Recording:
     table = read_table(path)
+    if table.shape[1] > 1 and list(table.iloc[0]) == list(range(table.shape[1])):
+        table = table.iloc[1:]  # column numbers, as pandas writes where there are no names; 1 is no rate
     if table.index.name is not None and not table.index.is_unique:
         raise ValueError(f"the first column of {path} must hold numbers; got names ({table.index[0]!r}, …).")
     trial = table.pop("trial").to_numpy() if "trial" in table else np.zeros(len(table))
@@ -190,11 +187,6 @@ def _floating(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype == np.float16:
         raise ValueError(f"{path} must hold float32 or float64 numbers; float16 has three digits only.")
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-
-
-def _trials(array: np.ndarray, path: Path) -> np.ndarray:
-    array = _floating(array, path)
-    return array[None] if array.ndim == 2 else array
 
 
 def _scalar(arrays: dict[str, np.ndarray], name: str, path: Path) -> float | None:

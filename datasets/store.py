@@ -67,7 +67,7 @@ class CubeWriter:
         voltage: bool,
     ) -> None:
         self.path = Path(path)
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = self.path.with_name(self.path.name + ".partial")
         self._config = config_json(config)
         self._file: netCDF4.Dataset | None = None
         self._lock: int | None = None
@@ -75,31 +75,18 @@ class CubeWriter:
             make_folder(self.path)
             self._lock_folder()
         try:
-            self._begin(sizes, dt, time_unit, seed, title, summary, voltage)
+            if self.path.exists():  # perhaps another process has just finished it
+                self._check_finished()
+                return
+            if not self._reopen():
+                layout = {k: v for k, v in variables(time_unit).items() if k != "voltage" or voltage}
+                attributes = global_attributes(title, summary, config, seed) | {"schema_version": SCHEMA_VERSION}
+                self._check_space(layout, sizes)
+                self._lay_out(layout, sizes, dt, time_unit, attributes)
+            self.complete = np.asarray(self._opened["complete"][:] == 1)
         except BaseException:
             self._unlock()
             raise
-
-    def _begin(
-        self,
-        sizes: Mapping[str, int],
-        dt: float,
-        time_unit: str,
-        seed: int,
-        title: str,
-        summary: str,
-        voltage: bool,
-    ) -> None:
-        if self.path.exists():  # perhaps another process has just finished it
-            self._check_finished()
-            return
-        if not self._reopen():
-            wanted = {k: v for k, v in variables(time_unit).items() if k != "voltage" or voltage}
-            attributes = global_attributes(title, summary, json.loads(self._config), seed)
-            attributes["schema_version"] = SCHEMA_VERSION
-            self._check_space(wanted, sizes)
-            self._lay_out(wanted, sizes, dt, time_unit, attributes)
-        self.complete = np.asarray(self._opened["complete"][:] == 1)
 
     @property
     def finished(self) -> bool:

@@ -45,7 +45,7 @@ class EmpiricalBayes:
     at_floor: bool
 
     def gain(self, N: int) -> float:
-        """G = √(N v)."""
+        """Return g = √(N v)."""
         return math.sqrt(N * self.prior_variance)
 
 

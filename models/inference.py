@@ -120,10 +120,10 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
     posterior, point_estimate = _posterior(statistics, config, notes)
     generator = torch.Generator().manual_seed(config.seed)
     draws = posterior.sample((config.draws,), generator)
-    kept = _affordable(config.predictive_draws, recording)
+    kept = min(config.predictive_draws, PREDICTIVE_BYTES // (4 * recording.activity.size))
     if kept < config.predictive_draws:
         notes.append(f"{kept} of {config.predictive_draws} predictive draws were simulated, to bound the memory.")
-    current, predicted = _predict(recording, statistics, posterior, draws, config, generator)
+    current, predicted = _predict(recording, statistics, posterior, draws[:kept], config, generator)
     return Inference(
         recording,
         config,
@@ -199,27 +199,21 @@ def _input_sd(statistics: TransitionStatistics, posterior: GaussianPosterior) ->
     return math.sqrt(of_noise + float((mean_x @ posterior.factor).square().sum()))
 
 
-def _affordable(wanted: int, recording: Recording) -> int:
-    """Number of draws whose simulated activity fits into `PREDICTIVE_BYTES`."""
-    return min(wanted, PREDICTIVE_BYTES // (4 * recording.activity.size))
-
-
 def _predict(
     recording: Recording,
     statistics: TransitionStatistics,
     posterior: GaussianPosterior,
-    draws: Tensor,
+    W: Tensor,
     config: InferenceConfig,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Simulate what each draw would have done from the recorded initial states; float32 (draw, trial, time, neuron)."""
     assert recording.dt is not None and recording.tau is not None and recording.drive is not None
     trials, samples, N = recording.activity.shape
-    first = recording.activity[:, 0] if recording.voltage is None else np.tanh(recording.voltage[:, 0])
-    h0 = torch.atanh(torch.as_tensor(first, dtype=torch.float64))
-    if recording.voltage is not None:
+    if recording.voltage is None:
+        h0 = torch.atanh(torch.as_tensor(recording.activity[:, 0], dtype=torch.float64))
+    else:
         h0 = torch.as_tensor(recording.voltage[:, 0], dtype=torch.float64)
-    W = draws[: _affordable(config.predictive_draws, recording)]
     known = torch.zeros(N) if recording.input is None else torch.as_tensor(recording.input)
     constant = known.double().numpy() if known.ndim == 1 else np.zeros(N)
     current = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double().unsqueeze(0)

@@ -7,18 +7,18 @@ output (tanh, sigmoid, …) the activity alone suffices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from neurosde.activation import Activation
 from neurosde.engines import Engine
 from neurosde.problem import Problem
 
-_TENSORS = ("state", "weights", "decay", "input", "noise_std", "increments")
+_TENSORS = tuple(field.name for field in fields(Problem))[2:]  # after phi and steps
 
 
 class _EulerMaruyama(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _EulerMaruyama(torch.autograd.Function):
         ctx: Any, engine: Engine, phi: Activation, steps: int, activity: bool, voltage: bool, *tensors: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         ctx.set_materialize_grads(False)
-        problem = Problem(phi, steps, *tensors)  # type: ignore[arg-type]
+        problem = Problem(phi=phi, steps=steps, **_named(tensors))
         x, h = engine.forward(problem, activity=activity, voltage=voltage)
         ctx.engine, ctx.phi, ctx.steps = engine, phi, steps
         ctx.save_for_backward(*tensors, x, h)
@@ -40,14 +40,13 @@ class _EulerMaruyama(torch.autograd.Function):
             return (None,) * (5 + len(tensors))
         needed = zip(_TENSORS, ctx.needs_input_grad[5:], strict=True)
         needs = frozenset(name for name, wanted in needed if wanted)
-        gradients = ctx.engine.vjp(Problem(ctx.phi, ctx.steps, *tensors), x, h, grad_x, grad_h, needs)
+        problem = Problem(phi=ctx.phi, steps=ctx.steps, **_named(tensors))
+        gradients = ctx.engine.vjp(problem, x, h, grad_x, grad_h, needs)
         return (None,) * 5 + tuple(getattr(gradients, name) for name in _TENSORS)
 
 
-class _EulerMaruyamaOnce(_EulerMaruyama):
-    """For engines whose vjp is not itself made of differentiable torch operations."""
-
-    backward = staticmethod(once_differentiable(_EulerMaruyama.backward))  # type: ignore[assignment]
+def _named(tensors: Sequence[Tensor | None]) -> dict[str, Any]:
+    return dict(zip(_TENSORS, tensors, strict=True))
 
 
 def integrate(
@@ -61,9 +60,5 @@ def integrate(
     tensors = [getattr(problem, name) for name in _TENSORS]
     # ∂L/∂a needs h itself, and so does a nonlinearity whose slope the activity does not tell.
     tape = voltage or problem.decay.requires_grad or problem.phi.slope_from_output is None
-    function = _EulerMaruyama if engine.differentiates_twice else _EulerMaruyamaOnce
-    x, h = function.apply(engine, problem.phi, problem.steps, activity, tape, *tensors)
+    x, h = _EulerMaruyama.apply(engine, problem.phi, problem.steps, activity, tape, *tensors)
     return x, h
-
-
-assert [f.name for f in fields(Problem)][2:] == list(_TENSORS)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 
 from neurosde._version import __version__
-from neurosde.options import OptionParser, run_safely
+from neurosde.options import OptionParser, command_words, run_safely
 
 COMMANDS = {
     "build-dataset": ("neurosde.datasets.build_dataset", "draw networks, simulate them, store both as a cube"),
@@ -20,7 +19,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 the user's to mend, 130 interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_words(arguments)
     if given:
         given[0] = given[0].replace("_", "-")
     parser = OptionParser(

@@ -9,6 +9,7 @@ discrete adjoint. All engines follow the same increments to rounding, so that on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -38,7 +39,6 @@ class Engine(Protocol):
     """The narrow interface of an engine."""
 
     name: str
-    differentiates_twice: bool
 
     def forward(self, problem: Problem, *, activity: bool, voltage: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return x = φ(h) and h, each (steps + 1, M, K, N), each None unless asked for."""
@@ -61,7 +61,6 @@ class TorchEngine:
     """The reference engine: one fused multiply–add, one matrix product and one φ per step, on any device."""
 
     name = "torch"
-    differentiates_twice = True
 
     def forward(self, problem: Problem, *, activity: bool, voltage: bool) -> tuple[Tensor | None, Tensor | None]:
         """See `Engine`. Under grad mode the steps are recorded by autograd; otherwise they write into one buffer."""
@@ -78,7 +77,7 @@ class TorchEngine:
             if t < p.steps:
                 force = p.force(t)
                 rest = p.decay * h if force is None else torch.addcmul(force, p.decay, h)
-                h = _add_product(rest, x, transposed)
+                h = torch.baddbmm(rest, x, transposed)
         return xs.stacked(), hs.stacked()
 
     def vjp(
@@ -108,7 +107,7 @@ class TorchEngine:
                 through = outer
                 rest = None
             else:
-                through = adjoint @ p.weights if outer is None else _add_product(outer, adjoint, p.weights)
+                through = adjoint @ p.weights if outer is None else torch.baddbmm(outer, adjoint, p.weights)
                 rest = p.decay * adjoint
             if grad_h is not None:
                 rest = grad_h[t] if rest is None else rest + grad_h[t]
@@ -129,7 +128,7 @@ class TorchEngine:
             state=lambdas[0] if "state" in needs else None,
             weights=_outer_products(later, x[:-1]) if "weights" in needs else None,
             decay=reduced((later * h[:-1]).sum(0), p.decay) if "decay" in needs and h is not None else None,
-            input=_input_gradient(later, p.input) if "input" in needs and p.input is not None else None,
+            input=reduced(later, p.input) if "input" in needs and p.input is not None else None,
             noise_std=(
                 reduced((later * p.increments).sum(0), p.noise_std)
                 if "noise_std" in needs and p.increments is not None
@@ -160,7 +159,7 @@ class TorchsdeEngine(TorchEngine):
         return self._solve(problem, torchsde.sdeint_adjoint, adjoint_params=tensors)
 
     @staticmethod
-    def _solve(problem: Problem, solver: object, **options: object) -> Tensor:
+    def _solve(problem: Problem, solver: Callable[..., Tensor], **options: object) -> Tensor:
         p = problem
         M, K, N = p.state.shape
         increments = p.state.new_zeros(p.steps, M, K, N) if p.increments is None else p.increments
@@ -168,9 +167,7 @@ class TorchsdeEngine(TorchEngine):
         if p.steps == 0:
             return p.state.unsqueeze(0)
         grid = torch.arange(p.steps + 1, dtype=torch.float64, device=p.state.device)
-        h: Tensor = solver(  # type: ignore[operator]
-            _UnitStepSDE(p), p.state.flatten(0, 1), grid, bm=path, method="euler", dt=1.0, **options
-        )
+        h = solver(_UnitStepSDE(p), p.state.flatten(0, 1), grid, bm=path, method="euler", dt=1.0, **options)
         return h.unflatten(1, (M, K))
 
 
@@ -234,21 +231,7 @@ class _Record:
         return torch.stack(self.steps[::-1] if self.reverse else self.steps)
 
 
-def _add_product(rest: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return rest + left @ right for (M, K, N), (M, K, N), (M, N, N); rest may broadcast."""
-    if len(right) == 1:
-        return torch.addmm(rest.squeeze(0), left.squeeze(0), right.squeeze(0)).unsqueeze(0)
-    return torch.baddbmm(rest, left, right)
-
-
 def _outer_products(later: Tensor, x: Tensor) -> Tensor:
     """Σ over steps and trials of λ φ(h)ᵀ, shape (M, N, N), as one batched matrix product."""
     M = later.shape[1]
     return later.transpose(0, 1).reshape(M, -1, later.shape[-1]).mT @ x.transpose(0, 1).reshape(M, -1, x.shape[-1])
-
-
-def _input_gradient(later: Tensor, current: Tensor) -> Tensor:
-    """Sum λ over what the input does not vary over; samples past the last step have no effect."""
-    if len(current) == 1:
-        return later.sum(0).sum_to_size(current.shape[1:]).unsqueeze(0)
-    return torch.stack([step.sum_to_size(current.shape[1:]) for step in later])

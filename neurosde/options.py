@@ -18,18 +18,16 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class OptionParser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line and takes --num_networks for --num-networks."""
+    """An argument parser that says what is wrong in one line."""
 
     def error(self, message: str) -> typing.NoReturn:
         """Exit with status 2 and one line."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, dashes and underscores alike."""
-        given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args([_dashed(word) for word in given], namespace)
+
+def command_words(arguments: Sequence[str] | None) -> list[str]:
+    """Return the words of a command line, by default this process's, with --num_networks spelt --num-networks."""
+    return [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
 
 
 def add_options(parser: argparse._ActionsContainer, config: type, *, skip: Iterable[str] = ()) -> None:

@@ -61,20 +61,20 @@ class Problem:
         return noise if current is None else noise + current
 
 
-def batch_shape(sde: RateSDE, h0: Tensor) -> torch.Size:
+def batch_shape(weights: Tensor, h0: Tensor) -> torch.Size:
     """Shape of the batch that weights and initial states make together.
 
     Raises:
         ValueError: they do not broadcast, or h0 has another number of neurons.
     """
-    N = sde.num_neurons
+    N = weights.shape[-1]
     if h0.ndim < 1 or h0.shape[-1] != N:
         raise ValueError(f"h0 must be (..., {N} neurons) as the weights are; got {tuple(h0.shape)}.")
     try:
-        return torch.broadcast_shapes(sde.weights.shape[:-2], h0.shape[:-1])
+        return torch.broadcast_shapes(weights.shape[:-2], h0.shape[:-1])
     except RuntimeError as error:
         raise ValueError(
-            f"weights {tuple(sde.weights.shape)} and h0 {tuple(h0.shape)} do not broadcast over their batch axes; for "
+            f"weights {tuple(weights.shape)} and h0 {tuple(h0.shape)} do not broadcast over their batch axes; for "
             "B networks x K trials pass weights (B, 1, N, N) and h0 (B, K, N)."
         ) from error
 
@@ -95,7 +95,7 @@ def build_problem(
     Raises:
         ValueError: a shape does not broadcast to the batch, or tau varies over the trials of one network.
     """
-    batch = batch_shape(sde, h0)
+    batch = batch_shape(sde.weights, h0)
     N = sde.num_neurons
     split = _network_axes(sde.weights.shape[:-2], batch)
     M, K = math.prod(batch[:split]), math.prod(batch[split:])
@@ -150,6 +150,6 @@ def _fold_input(sde: RateSDE, batch: torch.Size, split: int, gain: Tensor, times
         return None
     if sde.input_dt is None:
         return (gain * _fold(sde.input, batch, split, "input")).unsqueeze(0)
-    samples = [sde.input_index(t) for t in times]
-    folded = [_fold(sample, batch, split, "input") for sample in sde.input.unbind(-2)]
-    return gain * torch.stack(folded)[samples]
+    held = sde.input[..., [sde.input_index(t) for t in times], :]
+    folded = _fold(held.flatten(-2), batch, split, "input")  # time rides along with the neurons
+    return gain * folded.unflatten(-1, held.shape[-2:]).movedim(2, 0)

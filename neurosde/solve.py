@@ -21,7 +21,7 @@ from neurosde.brownian import GRID_TOLERANCE, BrownianPath
 from neurosde.engines import EngineName, TorchsdeEngine, select_engine
 from neurosde.problem import Problem, batch_shape, build_problem
 from neurosde.rate_sde import Drive, RateSDE
-from neurosde.validation import as_float_tensor, check_count, check_time_step
+from neurosde.validation import as_float_tensor, check_count, check_square, check_time_step
 
 Adjoint = Literal["discrete", "backsolve", "autograd"]
 Noise = BrownianPath | Callable[[float, float], Tensor]
@@ -73,7 +73,7 @@ def sdeint(
     dt = check_time_step(dt, float(sde.tau.detach().min()))
     start, indices = _grid(ts, dt)
     steps = int(indices[-1])
-    batch = (*batch_shape(sde, h0), sde.num_neurons)
+    batch = (*batch_shape(sde.weights, h0), sde.num_neurons)
     increments = None if sde.noise_free else _increments(batch, steps, dt, start, generator, bm, h0)
     _, h = _run(sde, h0, dt, steps, increments, adjoint, engine, start=start, activity=False, voltage=True)
     assert h is not None
@@ -133,7 +133,7 @@ def odeint(
     fixed_step = ("euler", "midpoint", "rk4", "heun3")
     if dt is not None and method not in fixed_step:
         raise ValueError(f"dt is the step of fixed-step methods {fixed_step}; method {method!r} takes rtol and atol.")
-    state = h0.expand(*batch_shape(sde, h0), sde.num_neurons)
+    state = h0.expand(*batch_shape(sde.weights, h0), sde.num_neurons)
     options = None if dt is None else {"step_size": dt}
     times = times.to(h0.device, h0.dtype)
     if adjoint == "backsolve":
@@ -236,12 +236,12 @@ def simulate_rate_network(
     dt = check_time_step(dt)
     weights = as_float_tensor(W, "weights")
     state = as_float_tensor(h0, "h0", like=weights)
-    bare = RateSDE(weights, tau, None, noise_std, phi, drive=drive)
-    _check_choices(bare, adjoint)
-    batch = batch_shape(bare, state)
+    check_square(weights.shape)
+    batch = batch_shape(weights, state)
     current = None if I is None else as_float_tensor(I, "I", like=weights)
-    varies = current is not None and _varies_in_time(current, batch, T, bare.num_neurons)
+    varies = current is not None and _varies_in_time(current, batch, T, weights.shape[-1])
     sde = RateSDE(weights, tau, current, noise_std, phi, drive=drive, input_dt=dt if varies else None)
+    _check_choices(sde, adjoint)
     dt = check_time_step(dt, float(sde.tau.detach().min()))
     shape = (*batch, sde.num_neurons)
     increments = None if sde.noise_free else _increments(shape, T - 1, dt, 0.0, generator, bm, state)
@@ -268,7 +268,7 @@ def _run(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fold, integrate and unfold: x and h, each (steps + 1, *batch, neuron)."""
     problem = build_problem(sde, h0, dt, steps, increments, start=start)
-    shape = (steps + 1, *batch_shape(sde, h0), sde.num_neurons)
+    shape = (steps + 1, *batch_shape(sde.weights, h0), sde.num_neurons)
     chosen = select_engine(engine)
     x: Tensor | None
     h: Tensor | None
@@ -277,8 +277,6 @@ def _run(
     elif adjoint == "discrete":
         x, h = integrate(chosen, problem, activity=activity, voltage=voltage)
     else:
-        if not chosen.differentiates_twice:
-            raise ValueError(f"adjoint='autograd' needs engine 'torch' or 'torchsde'; got {chosen.name!r}.")
         x, h = chosen.forward(problem, activity=activity, voltage=voltage)
     return None if x is None else x.reshape(shape), None if h is None else h.reshape(shape)
 

@@ -206,7 +206,7 @@ def test_a_second_writer_is_kept_out(tmp_path):
     command = [sys.executable, "-m", "neurosde", "build-dataset", "--out-dir", str(tmp_path)]
     command += ["--num-networks", "7", "--N", "6", "--num-trials", "2", "--T", "20"]
     with CubeWriter(config.path, config.contents(), sizes, **options) as writer:
-        writer.write(0, module._simulate(config, 0, 7))
+        writer.write(0, module.simulate_block(config, 0, 7))
         inode = writer.partial.stat().st_ino
         other = subprocess.run(command, capture_output=True, text=True)
         assert other.returncode == 2 and other.stderr.count("\n") == 1

@@ -31,8 +31,10 @@ _WEIGHTS = (
 )
 _SPECTRUM = "Eigenvalues of the posterior mean, of draws, and of the truth. A shrunken mean has a smaller spectrum."
 _RECOVERY = "Posterior mean against truth for every weight; bars span the central 90 % interval."
-_COVERAGE = "Share of true weights inside the central interval against its nominal level; the band holds 95 % of what "
-_COVERAGE += "as many independent weights would show."
+_COVERAGE = (
+    "Share of true weights inside the central interval against its nominal level; the band holds 95 % of what as many "
+    "independent weights would show."
+)
 _TRACES = "Recorded rates of a few neurons in the first trial, and the same trial simulated from posterior draws."
 
 
