@@ -186,7 +186,7 @@ def _posterior(
     if found.at_floor:
         notes.append(
             f"the noise is at its floor, noise_std = {found.noise_std:.3g}, which is what rounding of the recording "
-            "looks like."
+            "looks like; intervals are as wide as that makes them, however near the truth is."
         )
     posterior = GaussianPosterior.from_statistics(statistics, found.noise_std, variance)
     return posterior, posterior.mean

@@ -126,6 +126,11 @@ def test_connectome_from_every_kind_of_file(tmp_path):
     assert np.corrcoef(scaled.numpy().ravel(), W.T.ravel())[0, 1] == pytest.approx(1)
 
 
+def test_an_adjacency_matrix_of_integers_is_no_header(tmp_path):
+    (tmp_path / "ring.csv").write_text("0,1,2\n2,0,1\n1,2,0\n")
+    np.testing.assert_array_equal(load_connectome(tmp_path / "ring.csv"), [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+
+
 def test_bad_connectomes_are_named(tmp_path):
     np.save(tmp_path / "flat.npy", np.ones((3, 4)))
     np.save(tmp_path / "nan.npy", np.full((3, 3), np.nan))

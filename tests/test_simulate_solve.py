@@ -215,7 +215,7 @@ def test_odeint_gradients_against_torchdiffeq(method, adjoint):
     theirs = torch.autograd.grad(
         torchdiffeq.odeint(RateSDE(W), h0, ts, method=method, rtol=1e-7, atol=1e-9)[-1].sum(), W
     )[0]
-    tolerance = 0.02 if (method, adjoint) == ("euler", "backsolve") else 1e-6  # O(dt) at dt = 0.005
+    tolerance = 0.005 if (method, adjoint) == ("euler", "backsolve") else 1e-6  # O(dt), dt = 0.005
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 
 
