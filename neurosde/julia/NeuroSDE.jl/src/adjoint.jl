@@ -1,0 +1,175 @@
+# The discrete adjoint, exact for the scheme. With g the loss's gradient with respect to the path,
+#
+#     λ[t] = a ∘ λ[t+1] + φ'(h[t]) ∘ (Ŵᵀ λ[t+1] + gx[t]) + gh[t]
+#     ∂L/∂Ŵ = Σ λ[t+1] φ(h[t])ᵀ,  ∂L/∂a = Σ λ[t+1] h[t],  ∂L/∂Î = Σ λ[t+1],  ∂L/∂σ = Σ λ[t+1] dB[t],  ∂L/∂h0 = λ[0].
+#
+# The path is the tape: x where the slope follows from it, else x is computed from h again. Products for ∂L/∂Ŵ are put
+# off until a chunk of steps has filled, then made as one update of rank steps × trials.
+
+"Gradients asked for; empty fields are not. Sums over trials are per part: see `adjoint_units`."
+struct Cotangents{T}
+    state::Field{T}       # (network, trial)
+    weights::Ptr{T}       # (part, network, post, pre), or C_NULL
+    decay::Field{T}       # (part as step, network)
+    input::Field{T}       # (step or 0, network, trial or 0)
+    input_part::Int       # numbers from one part's to the next's
+    sigma::Field{T}       # (part as step, network, trial or 0)
+    increments::Field{T}  # (step, network, trial)
+end
+
+# Tiles of Ŵᵀλ + gx.
+struct BackTile{T}
+    outer::Ptr{T}
+    out::Ptr{T}
+    row::Int
+end
+@inline at_vector(c::BackTile{T}, r::Int) where {T} = BackTile{T}(c.outer + r * REGISTER_BYTES, c.out + r * REGISTER_BYTES, c.row)
+@inline at_column(c::BackTile{T}, k::Int) where {T} = BackTile{T}(c.outer + k * c.row, c.out + k * c.row, c.row)
+@inline start(c::BackTile{T}, r::Int, k::Int) where {T} = vload(Vec{lanes(T),T}, c.outer + (k * c.row + r * REGISTER_BYTES))
+@inline finish!(c::BackTile, r::Int, k::Int, acc) = vstore!(c.out + (k * c.row + r * REGISTER_BYTES), acc)
+
+# Tiles of ∂L/∂Ŵ: rows i of the accumulator are columns of the tile, its numbers j are vectors.
+struct WeightTile{T}
+    out::Ptr{T}
+    row::Int
+end
+@inline at_vector(c::WeightTile{T}, r::Int) where {T} = WeightTile{T}(c.out + r * REGISTER_BYTES, c.row)
+@inline at_column(c::WeightTile{T}, i::Int) where {T} = WeightTile{T}(c.out + i * c.row, c.row)
+@inline start(c::WeightTile{T}, r::Int, i::Int) where {T} = vload(Vec{lanes(T),T}, c.out + (i * c.row + r * REGISTER_BYTES))
+@inline finish!(c::WeightTile, r::Int, i::Int, acc) = vstore!(c.out + (i * c.row + r * REGISTER_BYTES), acc)
+
+"Steps per chunk: enough terms to pay for reading and writing the sums, few enough to stay in cache."
+chunk_steps(steps::Int, trials::Int) = clamp(cld(CHUNK_TERMS, trials), 1, max(steps, 1))
+const CHUNK_TERMS = 96
+
+function adjoint_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
+    slab = trials * p.neurons
+    S = chunk_steps(p.steps, trials)
+    room(packed_length(p.neurons, plan, T), T) + room(plan.vectors * lanes(T), T) + 4room(slab, T) +
+        room(S * slab, T) + room((S + 1) * slab, T) + force_room(p, trials)
+end
+
+@inline vfma_slope(phi) = (x, u, rest) -> vfma(slope(phi, x), u, rest)
+
+"Sum of a slab's trials (or each of them, where the field has trials) added to a field's rows."
+@inline function accumulate!(f::Field{T}, t::Int, m::Int, first::Int, trials::Int, N::Int, a::Ptr{T}, b::Ptr{T}) where {T}
+    for k in 0:trials-1
+        dst = row(f, t, m, f.trial == 0 ? 0 : first + k)
+        skip = k * N * sizeof(T)
+        b == C_NULL ? map2!(vadd, dst, dst, a + skip, N) : map3!(vfma, dst, a + skip, b + skip, dst, N)
+    end
+    nothing
+end
+
+"Adjoint of trials first … first + trials − 1 of network m."
+function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
+                       m::Int, first::Int, trials::Int, part::Int) where {T}
+    N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
+    V = Vec{lanes(T),T}
+    plan = plan_tiles(cld(N, lanes(T)), trials)
+    sums_plan = plan_tiles(cld(N, lanes(T)), N)
+    S = chunk_steps(p.steps, trials)
+    reset!(w, adjoint_room(p, trials, plan))
+    padded = plan.vectors * lanes(T)
+    weights_wanted = out.weights != C_NULL
+    if weights_wanted
+        length(w.accumulators) < N * padded + lanes(T) && resize!(w.accumulators, N * padded + lanes(T))
+        fill!(view(w.accumulators, 1:N*padded), zero(T))
+    end
+    GC.@preserve w begin
+        sums = pointer(w.accumulators)
+        packed = take!(w, packed_length(N, plan, T))
+        pack!(packed, p.weights + m * N * N * sz, N, plan, false)
+        decay = take!(w, slab)
+        for k in 0:trials-1
+            gather!(decay + k * N * sz, p.decay, 0, m, 0, 1, N)
+        end
+        outer, through, direct = take!(w, slab), take!(w, slab), take!(w, slab)
+        xs, lambdas = take!(w, S * slab), take!(w, (S + 1) * slab)
+        null = Ptr{T}(C_NULL)
+        noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
+        force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}(null, null, null, null, false)
+        d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network, out.input.trial, 1)
+        isempty(gx) && map!(_ -> vconst(V, 0), outer, outer, slab)
+
+        filled = 0
+        large = large_step(p, trials)
+        for t in p.steps:-1:0
+            interrupted(p) && return nothing
+            large && exit_if_orphaned(p)
+            later = lambdas + filled * slab * sz  # λ[t+1]
+            now = t == p.steps ? lambdas : later + slab * sz
+            at = xs + filled * slab * sz
+            if isempty(x)
+                gather!(direct, h, t, m, first, trials, N)
+                map!(p.phi, at, direct, slab)
+            else
+                gather!(at, x, t, m, first, trials, N)
+            end
+            isempty(gx) || gather!(outer, gx, t, m, first, trials, N)
+            if t < p.steps
+                product!(BackTile{T}(outer, through, N * sz), V, plan, packed, 0, later, sz, N * sz, N, trials)
+                map2!(vmul, now, decay, later, slab)
+                map3!(vfma_slope(p.phi), now, at, through, now, slab)
+            else
+                map2!((x, u) -> vmul(slope(p.phi, x), u), now, at, outer, slab)
+            end
+            if !isempty(gh)
+                gather!(direct, gh, t, m, first, trials, N)
+                map2!(vadd, now, now, direct, slab)
+            end
+            t == p.steps && continue
+            isempty(out.input) || accumulate!(d_input, t, m, first, trials, N, later, null)
+            if !isempty(out.decay)
+                gather!(direct, h, t, m, first, trials, N)
+                accumulate!(out.decay, part, m, first, trials, N, later, direct)
+            end
+            if !isempty(out.sigma)
+                map!(v -> vmul(v, vconst(V, p.noise.scale)), through, later, slab)
+                accumulate!(out.sigma, part, m, first, trials, N, through, increments!(force, p, t, m, first, trials))
+            end
+            if !isempty(out.increments)
+                map2!(vmul, through, force.sigma, later, slab)
+                scatter!(out.increments, through, t, m, first, trials, N)
+            end
+            filled += 1
+            if filled == S || t == 0
+                weights_wanted && product!(WeightTile{T}(sums, padded * sz), V, sums_plan, xs, N * sz, lambdas, N * sz, sz, filled * trials, N)
+                t == 0 && (isempty(out.state) || scatter!(out.state, now, 0, m, first, trials, N))
+                unsafe_copyto!(lambdas, now, slab)
+                filled = 0
+            end
+        end
+        p.steps == 0 && !isempty(out.state) && scatter!(out.state, lambdas, 0, m, first, trials, N)
+        if weights_wanted
+            dst = out.weights + (part * p.networks + m) * N * N * sz
+            for i in 0:N-1
+                unsafe_copyto!(dst + i * N * sz, sums + i * padded * sz, N)
+            end
+        end
+    end
+    nothing
+end
+
+"""
+Parts that each network's trials are cut into; sums over trials are made per part and added up by the caller. A matter of
+the shapes alone, so that the result does not depend on the number of threads.
+"""
+adjoint_units(networks::Int, trials::Int) = Units(networks, trials, networks >= 8 ? 1 : clamp(trials ÷ 16, 1, 4))
+
+"""
+    adjoint!(workspaces, problem, x, h, gx, gh, out, threads) -> Bool
+
+Gradients of a loss whose gradient with respect to the activity is gx and to the voltage gh (either may be empty), given
+the path x or h; sums in `out` must hold zeros. True if it ran to its end.
+"""
+function adjoint!(workspaces::Vector{Workspace{T}}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T},
+                  out::Cotangents{T}, threads::Int) where {T}
+    units = adjoint_units(p.networks, p.trials)
+    each_unit(workspaces, units, threads) do w, i
+        m, first, trials, part = unit(units, i)
+        exit_if_orphaned(p)
+        interrupted(p) || adjoint_unit!(w, p, x, h, gx, gh, out, m, first, trials, part)
+    end
+    !interrupted(p)
+end

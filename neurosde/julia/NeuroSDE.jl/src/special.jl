@@ -1,0 +1,123 @@
+# Elementary functions on vectors.
+#
+# All follow from two reductions whose remaining series are Taylor's, cut where the next term is below rounding:
+#   exp:  x = n ln 2 + r, |r| <= ln(2)/2;  exp(x) − 1 = (2ⁿ − 1) + 2ⁿ (exp(r) − 1), which keeps small results exact
+#   log:  u = 2ᵉ m, √½ <= m < √2;          log(m) = 2 atanh(s), s = (m − 1)/(m + 1), |s| <= 0.172
+
+@inline vconst(::Type{V}, x) where {W,T,V<:Vec{W,T}} = splat(V, T(x))
+
+"Σ c[k] xᵏ by Horner's rule."
+@inline horner(x::V, c::Tuple{Any}) where {V<:Vec} = vconst(V, c[1])
+@inline horner(x::V, c::Tuple) where {V<:Vec} = vfma(x, horner(x, Base.tail(c)), vconst(V, c[1]))
+
+# (exp(r) − 1)/r, 2 atanh(s)/s in s², sin(y)/y and cos(y) in y²
+_expm1_terms(::Type{Float32}) = ntuple(k -> 1 / factorial(k), 7)
+_expm1_terms(::Type{Float64}) = ntuple(k -> 1 / factorial(k), 14)
+_atanh_terms(::Type{Float32}) = ntuple(k -> 2 / (2k - 1), 5)
+_atanh_terms(::Type{Float64}) = ntuple(k -> 2 / (2k - 1), 11)
+_log1p_terms(::Type{Float32}) = ntuple(k -> 2 / (2k - 1), 8)
+_log1p_terms(::Type{Float64}) = ntuple(k -> 2 / (2k - 1), 17)
+_sin_terms(::Type{Float32}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 1), 5)
+_sin_terms(::Type{Float64}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 1), 9)
+_cos_terms(::Type{Float32}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 2), 6)
+_cos_terms(::Type{Float64}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 2), 10)
+for name in (:_expm1_terms, :_atanh_terms, :_log1p_terms, :_sin_terms, :_cos_terms), T in (:Float32, :Float64)
+    @eval const $(Symbol(name, T)) = $T.($name($T))
+    @eval $(Symbol(name, :_of))(::Type{$T}) = $(Symbol(name, T))
+end
+
+# Adding 1.5·2^(mantissa bits) rounds to an integer and leaves it in the low bits.
+_magic(::Type{Float32}) = 1.5f0 * 2.0f0^23
+_magic(::Type{Float64}) = 1.5 * 2.0^52
+_mantissa_bits(::Type{Float32}) = 23
+_mantissa_bits(::Type{Float64}) = 52
+_exponent_bias(::Type{Float32}) = Int32(127)
+_exponent_bias(::Type{Float64}) = Int64(1023)
+# ln 2 in two parts, the first with enough trailing zeros that n·ln2_high is exact
+_ln2_high(::Type{Float32}) = 0.693359375f0
+_ln2_low(::Type{Float32}) = Float32(log(big(2)) - big(0.693359375f0))
+_ln2_high(::Type{Float64}) = reinterpret(Float64, 0x3fe62e42fee00000)
+_ln2_low(::Type{Float64}) = Float64(log(big(2)) - big(reinterpret(Float64, 0x3fe62e42fee00000)))
+for name in (:_ln2_high, :_ln2_low), T in (:Float32, :Float64)
+    @eval const $(Symbol(name, T)) = $name($T)
+    @eval $(Symbol(name, :_of))(::Type{$T}) = $(Symbol(name, T))
+end
+
+"2ⁿ and exp(r) − 1 for x = n ln 2 + r; |x| must not overflow 2ⁿ."
+@inline function exp_parts(x::V) where {W,T<:Real32or64,V<:Vec{W,T}}
+    magic = vconst(V, _magic(T))
+    shifted = vfma(x, vconst(V, 1.4426950408889634), magic)
+    n = vsub(shifted, magic)
+    r = vfma(n, vconst(V, -_ln2_high_of(T)), x)
+    r = vfma(n, vconst(V, -_ln2_low_of(T)), r)
+    bits = vshl(vadd(vbits(shifted), splat(Vec{W,intof(T)}, _exponent_bias(T))), Val(_mantissa_bits(T)))
+    vfrombits(T, bits), vmul(r, horner(r, _expm1_terms_of(T)))
+end
+
+"exp(x) for |x| <= 80 (Float32) or 700 (Float64)."
+@inline function vexp(x::V) where {V<:Vec}
+    scale, p = exp_parts(x)
+    vfma(scale, p, scale)
+end
+
+"log(u) for normal, positive u."
+@inline function vlog(u::V) where {W,T<:Real32or64,V<:Vec{W,T}}
+    I = intof(T)
+    offset = reinterpret(I, T(0.7071067811865476))
+    shifted = vadd(vbits(u), splat(Vec{W,I}, -offset))
+    exponent = vfloat(T, vashr(shifted, Val(_mantissa_bits(T))))
+    fraction = vand(shifted, splat(Vec{W,I}, (one(I) << _mantissa_bits(T)) - one(I)))
+    m = vfrombits(T, vadd(fraction, splat(Vec{W,I}, offset)))
+    s = vdiv(vsub(m, vconst(V, 1)), vadd(m, vconst(V, 1)))
+    tail = vmul(s, horner(vmul(s, s), _atanh_terms_of(T)))
+    vfma(exponent, vconst(V, _ln2_high_of(T)), vfma(exponent, vconst(V, _ln2_low_of(T)), tail))
+end
+
+"cos and sin of π·x/2³¹, x a signed 32-bit integer."
+@inline function vcossin(::Type{T}, x::Vec{W,Int32}) where {W,T<:Real32or64}
+    V, I = Vec{W,T}, Vec{W,Int32}
+    quadrant = vadd(x, splat(I, Int32(1) << 29))  # its two top bits
+    rest = vashr(vshl(x, Val(2)), Val(2))
+    y = vmul(vfloat(T, rest), vconst(V, pi / 2^31))
+    y2 = vmul(y, y)
+    s = vmul(y, horner(y2, _sin_terms_of(T)))
+    c = horner(y2, _cos_terms_of(T))
+    cosine = vflipsign(vselectbit(quadrant, Val(30), s, c), vadd(quadrant, splat(I, Int32(1) << 30)))
+    sine = vflipsign(vselectbit(quadrant, Val(30), c, s), quadrant)
+    cosine, sine
+end
+
+_tanh_limit(::Type{Float32}) = 10.0f0  # beyond, tanh rounds to ±1
+_tanh_limit(::Type{Float64}) = 20.0
+
+"tanh(x), as (exp(2|x|) − 1)/(exp(2|x|) + 1)."
+@inline function vtanh(x::V) where {W,T<:Real32or64,V<:Vec{W,T}}
+    y = vmin(vabs(x), vconst(V, _tanh_limit(T)))
+    scale, p = exp_parts(vadd(y, y))
+    m = vfma(scale, p, vsub(scale, vconst(V, 1)))
+    vcopysign(vdiv(m, vadd(m, vconst(V, 2))), x)
+end
+
+_exp_limit(::Type{Float32}) = 80.0f0
+_exp_limit(::Type{Float64}) = 700.0
+
+"exp(−|x|), flushed to exp(−limit)."
+@inline function vexp_negative(x::V) where {W,T,V<:Vec{W,T}}
+    vexp(vmax(vsub(vconst(V, 0), vabs(x)), vconst(V, -_exp_limit(T))))
+end
+
+"1/(1 + exp(−x))."
+@inline function vsigmoid(x::V) where {W,T,V<:Vec{W,T}}
+    e = vexp_negative(x)
+    small = vdiv(e, vadd(vconst(V, 1), e))  # of −|x|; exact also where it is tiny
+    positive = vpositive(x)
+    # x > 0: 1 − small, else small
+    vfma(positive, vsub(vconst(V, 1), vadd(small, small)), small)
+end
+
+"log(1 + exp(x))."
+@inline function vsoftplus(x::V) where {W,T,V<:Vec{W,T}}
+    e = vexp_negative(x)
+    s = vdiv(e, vadd(vconst(V, 2), e))
+    vfma(s, horner(vmul(s, s), _log1p_terms_of(T)), vmax(x, vconst(V, 0)))
+end

@@ -1,0 +1,164 @@
+# The one product kernel: a tile of R vectors × C columns stays in registers over the whole reduction,
+#
+#     acc[r, c] = start(r, c) + Σ_s A[s][r] · B[s, c],        finish(r, c, acc)
+#
+# A is read as vectors (R·W numbers per step of the sum, contiguous or at a stride), B as broadcast scalars. Forward:
+# A = Ŵ by columns, B = x; backward: A = Ŵ by rows, B = λ; gradient: A = x, B = λ, the sum over steps and trials.
+
+"""
+Compute one tile. `context` has `start(context, r, c)` and `finish!(context, r, c, acc)` for vector r, column c (from 0).
+Strides are in bytes: `a_step`, `b_step` per term of the sum, `b_column` per column.
+"""
+@generated function tile!(context, ::Type{V}, ::Val{R}, ::Val{C}, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
+                          b_column::Int, terms::Int) where {W,T,V<:Vec{W,T},R,C}
+    acc(r, c) = Symbol(:acc_, r, :_, c)
+    starts = [:($(acc(r, c)) = start(context, $r, $c)) for r in 0:R-1 for c in 0:C-1]
+    loads = [:($(Symbol(:a_, r)) = vload(V, A + $(r * W * sizeof(T)))) for r in 0:R-1]
+    updates = Expr[]
+    for c in 0:C-1
+        push!(updates, :(b = splat(V, unsafe_load(B + $c * b_column))))
+        append!(updates, [:($(acc(r, c)) = vfma($(Symbol(:a_, r)), b, $(acc(r, c)))) for r in 0:R-1])
+    end
+    ends = [:(finish!(context, $r, $c, $(acc(r, c)))) for c in 0:C-1 for r in 0:R-1]  # by columns: see `product!`
+    quote
+        $(Expr(:meta, :inline))
+        $(starts...)
+        for _ in 1:terms
+            $(loads...)
+            $(updates...)
+            A += a_step
+            B += b_step
+        end
+        $(ends...)
+        nothing
+    end
+end
+
+"How a product is cut into tiles: panels of `height` vectors (the last one `rest`), columns in near-equal tiles."
+struct TilePlan
+    vectors::Int
+    height::Int
+    width::Int       # most columns of a tile of a full panel
+    rest_width::Int  # most columns of a tile of the last panel
+end
+
+"Most columns beside R vectors: accumulators, the R vectors and one broadcast share the registers."
+max_columns(R::Int) = min((NUM_REGISTERS - 1 - R) ÷ R, MAX_COLUMNS)
+const MAX_COLUMNS = 12
+const MAX_VECTORS = NUM_REGISTERS == 16 ? 8 : 12
+
+# Cycles per term of the sum: two FMAs a cycle, four cycles' latency, two loads a cycle.
+_tile_cost(R, C) = max(R * C / 2, 4.0, (R + C) / 2) + 0.5
+function _panel_cost(R, columns, C)
+    tiles = cld(columns, C)
+    wide = columns % tiles == 0 ? tiles : columns % tiles
+    low = columns ÷ tiles
+    columns % tiles == 0 ? tiles * _tile_cost(R, low) :
+        wide * _tile_cost(R, low + 1) + (tiles - wide) * _tile_cost(R, low)
+end
+
+"Cheapest plan for `vectors` × `columns`."
+function plan_tiles(vectors::Int, columns::Int)
+    best, least = TilePlan(vectors, 1, max_columns(1), max_columns(1)), Inf
+    for R in 1:min(MAX_VECTORS, vectors)
+        C = max_columns(R)
+        C < 1 && continue
+        rest = vectors % R
+        D = rest == 0 ? C : max_columns(rest)
+        cost = (vectors ÷ R) * _panel_cost(R, columns, C) + (rest == 0 ? 0.0 : _panel_cost(rest, columns, D))
+        if cost < least
+            best, least = TilePlan(vectors, R, C, D), cost
+        end
+    end
+    best
+end
+
+num_panels(p::TilePlan) = cld(p.vectors, p.height)
+"First vector and height of panel k (from 0)."
+@inline panel(p::TilePlan, k::Int) = (k * p.height, min(p.height, p.vectors - k * p.height))
+
+"""
+    product!(tile, V, plan, A, a_step, B, b_step, b_column, terms, columns)
+
+All tiles of a product. A is packed in panels (`a_step` = 0) or has its vectors side by side, `a_step` bytes per term.
+The last panel goes first: its last vector may run over the end of a column, onto numbers that the first panel then
+writes. `at_vector(tile, r)` and `at_column(tile, c)` move a tile's context.
+"""
+@inline function product!(tile, ::Type{V}, p::TilePlan, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int, b_column::Int,
+                          terms::Int, columns::Int) where {W,T,V<:Vec{W,T}}
+    for k in num_panels(p)-1:-1:0
+        first, R = panel(p, k)
+        skip = first * W * sizeof(T)
+        panel_A, step = a_step == 0 ? (A + terms * skip, R * W * sizeof(T)) : (A + skip, a_step)
+        width = R == p.height ? p.width : p.rest_width
+        # columns in near-equal tiles of at most `width`
+        tiles = cld(columns, width)
+        low, wide = divrem(columns, tiles)
+        at = at_vector(tile, first)
+        _tiles_of_size!(at, V, R, low + 1, wide, panel_A, step, B, b_step, b_column, terms)
+        skip_columns = wide * (low + 1)
+        _tiles_of_size!(at_column(at, skip_columns), V, R, low, tiles - wide, panel_A, step, B + skip_columns * b_column, b_step, b_column, terms)
+    end
+    nothing
+end
+
+# Static sizes out of dynamic ones: one branch per size that fits the registers.
+@generated function _tiles_of_size!(context, ::Type{V}, R::Int, C::Int, count::Int, A, a_step, B, b_step, b_column, terms) where {V<:Vec}
+    body = :(error("no tile of $R x $C"))
+    for r in MAX_VECTORS:-1:1
+        columns = :(error("no tile of $R x $C"))
+        for c in 1:max_columns(r)
+            columns = Expr(:if, :(C == $c),
+                :(_tiles!(context, V, Val($r), Val($c), count, A, a_step, B, b_step, b_column, terms)), columns)
+        end
+        body = Expr(:if, :(R == $r), columns, body)
+    end
+    :(count == 0 ? nothing : $body)
+end
+
+# Not inlined: each size is compiled when it is first met.
+@noinline function _tiles!(context, ::Type{V}, r::Val, c::Val{C}, count::Int, A, a_step, B, b_step, b_column, terms) where {V<:Vec,C}
+    for _ in 1:count
+        tile!(context, V, r, c, A, a_step, B, b_step, b_column, terms)
+        context = at_column(context, C)
+        B += C * b_column
+    end
+    nothing
+end
+
+"""
+Pack an N × N row-major matrix into panels: panel k holds, for each reduction index s, its R·W numbers contiguously,
+zeros beyond N. `by_columns`: number i of term s is matrix[i, s] (forward), else matrix[s, i] (backward).
+"""
+function pack!(dst::Ptr{T}, matrix::Ptr{T}, N::Int, p::TilePlan, by_columns::Bool) where {T}
+    W = lanes(T)
+    out = dst
+    for k in 0:num_panels(p)-1
+        first, R = panel(p, k)
+        i0 = first * W
+        width = R * W
+        valid = clamp(N - i0, 0, width)
+        if by_columns
+            for l in 0:valid-1
+                row = matrix + (i0 + l) * N * sizeof(T)
+                @simd ivdep for s in 0:N-1
+                    unsafe_store!(out, unsafe_load(row, s + 1), s * width + l + 1)
+                end
+            end
+        else
+            for s in 0:N-1
+                unsafe_copyto!(out + s * width * sizeof(T), matrix + (s * N + i0) * sizeof(T), valid)
+            end
+        end
+        if valid < width
+            for s in 0:N-1, l in valid:width-1
+                unsafe_store!(out, zero(T), s * width + l + 1)
+            end
+        end
+        out += N * width * sizeof(T)
+    end
+    nothing
+end
+
+"Numbers that a packed matrix takes."
+packed_length(N::Int, p::TilePlan, ::Type{T}) where {T} = N * p.vectors * lanes(T)
