@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/neurosde demo
 
-test: .venv/ready
+test: .venv/julia
 	$(BIN)/python -m pytest
 
 lint: .venv/ready
@@ -32,3 +32,8 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# A Julia for the tests of the Julia core. Where none can be had they are skipped, unless NEUROSDE_REQUIRE_JULIA is 1.
+.venv/julia: .venv/ready
+	if $(BIN)/neurosde install-julia; then touch $@; \
+	else test "$$NEUROSDE_REQUIRE_JULIA" != 1 && echo 'Going on without Julia: the tests that need it are skipped.'; fi

@@ -8,28 +8,34 @@ output (tanh, sigmoid, …) the activity alone suffices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurosde.activation import Activation
-from neurosde.engines import Engine
-from neurosde.problem import Problem
+from neurosde.engines import ENGINES, Engine
+from neurosde.problem import TENSORS, DrawnNoise, Problem
 
-_TENSORS = tuple(field.name for field in fields(Problem))[2:]  # after phi and steps
+_OTHERS = 6  # arguments of `forward` before the tensors
 
 
 class _EulerMaruyama(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, engine: Engine, phi: Activation, steps: int, activity: bool, voltage: bool, *tensors: Tensor | None
+        ctx: Any,
+        engine: Engine,
+        phi: Activation,
+        steps: int,
+        noise: DrawnNoise | None,
+        activity: bool,
+        voltage: bool,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         ctx.set_materialize_grads(False)
-        problem = Problem(phi=phi, steps=steps, **_named(tensors))
+        problem = Problem(phi=phi, steps=steps, noise=noise, **_named(tensors))
         x, h = engine.forward(problem, activity=activity, voltage=voltage)
-        ctx.engine, ctx.phi, ctx.steps = engine, phi, steps
+        ctx.engine, ctx.phi, ctx.steps, ctx.noise = engine, phi, steps, noise
         ctx.save_for_backward(*tensors, x, h)
         return x, h
 
@@ -37,16 +43,19 @@ class _EulerMaruyama(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor | None, grad_h: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, x, h = ctx.saved_tensors
         if grad_x is None and grad_h is None:
-            return (None,) * (5 + len(tensors))
-        needed = zip(_TENSORS, ctx.needs_input_grad[5:], strict=True)
+            return (None,) * (_OTHERS + len(tensors))
+        needed = zip(TENSORS, ctx.needs_input_grad[_OTHERS:], strict=True)
         needs = frozenset(name for name, wanted in needed if wanted)
-        problem = Problem(phi=ctx.phi, steps=ctx.steps, **_named(tensors))
-        gradients = ctx.engine.vjp(problem, x, h, grad_x, grad_h, needs)
-        return (None,) * 5 + tuple(getattr(gradients, name) for name in _TENSORS)
+        problem = Problem(phi=ctx.phi, steps=ctx.steps, noise=ctx.noise, **_named(tensors))
+        engine = ctx.engine
+        if torch.is_grad_enabled() and not engine.differentiable:  # create_graph=True: to be differentiated once more
+            engine, problem = ENGINES["torch"], problem.drawn()
+        gradients = engine.vjp(problem, x, h, grad_x, grad_h, needs)
+        return (None,) * _OTHERS + tuple(getattr(gradients, name) for name in TENSORS)
 
 
 def _named(tensors: Sequence[Tensor | None]) -> dict[str, Any]:
-    return dict(zip(_TENSORS, tensors, strict=True))
+    return dict(zip(TENSORS, tensors, strict=True))
 
 
 def integrate(
@@ -57,8 +66,8 @@ def integrate(
     Returns:
         x and h, each (steps + 1, M, K, N), None where not asked for (h is also returned where the adjoint needs it).
     """
-    tensors = [getattr(problem, name) for name in _TENSORS]
+    tensors = [getattr(problem, name) for name in TENSORS]
     # ∂L/∂a needs h itself, and so does a nonlinearity whose slope the activity does not tell.
     tape = voltage or problem.decay.requires_grad or problem.phi.slope_from_output is None
-    x, h = _EulerMaruyama.apply(engine, problem.phi, problem.steps, activity, tape, *tensors)
+    x, h = _EulerMaruyama.apply(engine, problem.phi, problem.steps, problem.noise, activity, tape, *tensors)
     return x, h

@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
     "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),
     "demo": ("neurosde.demo", "all of it once, in under two minutes"),
+    "doctor": ("neurosde.julia.doctor", "say what neurosde runs on, and test its Julia"),
+    "install-julia": ("neurosde.julia.install", "get a Julia into a private folder, without root"),
 }
 
 

@@ -5,13 +5,15 @@ discrete adjoint. All engines follow the same increments to rounding, so that on
 
     torch      the reference: any device and dtype, differentiable twice
     torchsde   torchsde's own Euler–Maruyama solver; also gives the continuous ("backsolve") adjoint
+    julia      vector kernels in a worker process (`neurosde.julia`): the fastest on a CPU
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 import torchsde
@@ -20,7 +22,10 @@ from torch import Tensor, nn
 from neurosde.brownian import BrownianPath
 from neurosde.problem import Problem
 
-EngineName = Literal["auto", "torch", "torchsde"]
+if TYPE_CHECKING:
+    from neurosde.julia.engine import JuliaEngine
+
+EngineName = Literal["auto", "torch", "torchsde", "julia"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,47 @@ class Gradients:
     increments: Tensor | None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, as far as choosing an engine needs it.
+
+    Attributes:
+        trajectories: networks × trials.
+        neurons: N.
+        steps: number of steps.
+        networks: networks, each with weights of its own.
+        noisy: whether noise has to be drawn.
+        gradient: whether a gradient will be asked for.
+        recorded: whether autograd has to see the steps.
+        phi: name of the nonlinearity.
+        dtype: of the state.
+        device: of the state.
+    """
+
+    trajectories: int
+    neurons: int
+    steps: int
+    networks: int
+    noisy: bool
+    gradient: bool
+    recorded: bool
+    phi: str
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Engine(Protocol):
-    """The narrow interface of an engine."""
+    """The narrow interface of an engine.
+
+    Attributes:
+        name: how it is called.
+        draws_noise: whether it takes a problem whose noise is still to be drawn.
+        differentiable: whether autograd sees what it does, so that its gradient can be differentiated again.
+    """
 
     name: str
+    draws_noise: bool
+    differentiable: bool
 
     def forward(self, problem: Problem, *, activity: bool, voltage: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return x = φ(h) and h, each (steps + 1, M, K, N), each None unless asked for."""
@@ -61,6 +103,8 @@ class TorchEngine:
     """The reference engine: one fused multiply–add, one matrix product and one φ per step, on any device."""
 
     name = "torch"
+    draws_noise = False
+    differentiable = True
 
     def forward(self, problem: Problem, *, activity: bool, voltage: bool) -> tuple[Tensor | None, Tensor | None]:
         """See `Engine`. Under grad mode the steps are recorded by autograd; otherwise they write into one buffer."""
@@ -196,17 +240,32 @@ class _UnitStepSDE(nn.Module):
 ENGINES: dict[str, Engine] = {"torch": TorchEngine(), "torchsde": TorchsdeEngine()}
 
 
-def select_engine(name: str) -> Engine:
-    """Return the engine called `name`; "auto" takes the fastest one for the problem, today always torch.
+def select_engine(name: str, work: Work) -> Engine:
+    """Return the engine called `name`; "auto" takes the fastest one that can do the work.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or the engine cannot do it.
+        JuliaNotFoundError: engine="julia" without a Julia.
     """
-    if name == "auto":
-        name = "torch"
-    if name not in ENGINES:
+    if name not in get_args(EngineName):
         raise ValueError(f"engine must be one of {get_args(EngineName)}; got {name!r}.")
-    return ENGINES[name]
+    if name in ENGINES:
+        return ENGINES[name]
+    julia = julia_engine()
+    refusal = julia.refusal(work)
+    if name == "julia":
+        if refusal is not None:
+            raise ValueError(f'engine="julia" {refusal}; use engine="torch".')
+        return julia
+    return julia if refusal is None and julia.pays(work) else ENGINES["torch"]
+
+
+@cache
+def julia_engine() -> JuliaEngine:
+    """Return the Julia engine; nothing is started before it computes."""
+    from neurosde.julia.engine import JuliaEngine
+
+    return JuliaEngine()
 
 
 class _Record:

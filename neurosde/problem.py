@@ -13,13 +13,32 @@ Folding is plain tensor algebra, so gradients reach W, I and τ through it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from neurosde.activation import Activation
+from neurosde.brownian import BrownianSeeds
+from neurosde.philox import normals
 from neurosde.rate_sde import RateSDE
+
+TENSORS = ("state", "weights", "decay", "input", "noise_std", "increments")  # of a Problem
+
+
+@dataclass(frozen=True)
+class DrawnNoise:
+    """Increments that an engine draws itself, see `neurosde.philox`.
+
+    Attributes:
+        keys: key of each network, int64 (M,).
+        firsts: element that each network's first number is, int64 (M,).
+        scale: √dt.
+    """
+
+    keys: Tensor
+    firsts: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,8 @@ class Problem:
         decay: a = 1 − dt/τ, shape (M or 1, 1, N or 1).
         input: Î = bI, shape (steps or 1, M or 1, K or 1, N or 1), or None.
         noise_std: σ, shape (M or 1, K or 1, N or 1).
-        increments: Brownian increments, shape (steps, M, K, N), or None without noise.
+        increments: Brownian increments, shape (steps, M, K, N), or None.
+        noise: how to draw them, instead, for engines that do (`Engine.draws_noise`).
     """
 
     phi: Activation
@@ -45,6 +65,32 @@ class Problem:
     input: Tensor | None
     noise_std: Tensor
     increments: Tensor | None
+    noise: DrawnNoise | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there are increments, given or to be drawn."""
+        return self.increments is not None or self.noise is not None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient can be asked for."""
+        return any(tensor is not None and tensor.requires_grad for tensor in (getattr(self, name) for name in TENSORS))
+
+    def drawn(self) -> Problem:
+        """The same problem with its increments drawn."""
+        if self.noise is None:
+            return self
+        M, K, N = self.state.shape
+        z = normals(
+            self.noise.keys,
+            self.steps,
+            K * N,
+            first=self.noise.firsts,
+            dtype=self.state.dtype,
+            device=self.state.device,
+        )
+        return replace(self, increments=z.view(self.steps, M, K, N).mul_(self.noise.scale), noise=None)
 
     def input_step(self, t: int) -> Tensor | None:
         """Î at step t, broadcasting to (M, K, N)."""
@@ -80,7 +126,7 @@ def batch_shape(weights: Tensor, h0: Tensor) -> torch.Size:
 
 
 def build_problem(
-    sde: RateSDE, h0: Tensor, dt: float, steps: int, increments: Tensor | None, *, start: float = 0.0
+    sde: RateSDE, h0: Tensor, dt: float, steps: int, noise: Tensor | BrownianSeeds | None, *, start: float = 0.0
 ) -> Problem:
     """Fold a rate network, an initial state and a grid into a `Problem`.
 
@@ -89,7 +135,8 @@ def build_problem(
         h0: initial voltage, shape (..., neuron).
         dt: step.
         steps: number of steps.
-        increments: Brownian increments, shape (steps, ..., neuron) with the batch of the problem, or None.
+        noise: Brownian increments, shape (steps, ..., neuron) with the batch of the problem, or the seeds to draw them
+            from, or None.
         start: time of the first point, which a time-varying input is read from.
 
     Raises:
@@ -99,6 +146,11 @@ def build_problem(
     N = sde.num_neurons
     split = _network_axes(sde.weights.shape[:-2], batch)
     M, K = math.prod(batch[:split]), math.prod(batch[split:])
+
+    drawn = None
+    if isinstance(noise, BrownianSeeds):
+        drawn = _drawn_noise(noise, batch, M, K * N, dt)
+        noise = noise.increments((*batch, N), steps, dt, h0.dtype, h0.device) if drawn is None else None
 
     decay, gain = sde.euler_coefficients(dt)
     decay, gain = _fold(decay, batch, split, "tau"), _fold(gain, batch, split, "tau")
@@ -114,8 +166,20 @@ def build_problem(
         decay=decay,
         input=_fold_input(sde, batch, split, gain, [start + k * dt for k in range(steps)]),
         noise_std=_fold(sde.noise_std, batch, split, "noise_std"),
-        increments=None if increments is None else increments.reshape(steps, M, K, N),
+        increments=None if noise is None else noise.reshape(steps, M, K, N),
+        noise=drawn,
     )
+
+
+def _drawn_noise(seeds: BrownianSeeds, batch: torch.Size, M: int, per_network: int, dt: float) -> DrawnNoise | None:
+    """Keys and first elements of the networks, or None where the seeds differ among one network's trials."""
+    keys = torch.tensor(seeds.seeds, dtype=torch.int64)
+    entries = 1 if seeds.shared else batch[0]  # each with a key
+    if M % entries:
+        return None
+    each = M // entries  # networks under one key
+    firsts = per_network * torch.arange(each)
+    return DrawnNoise(keys.repeat_interleave(each), firsts.repeat(entries), dt**0.5)
 
 
 def _padded(shape: torch.Size, batch: torch.Size) -> tuple[int, ...]:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from neurosde.activation import Activation
 from neurosde.adjoint import integrate
-from neurosde.brownian import GRID_TOLERANCE, BrownianPath
-from neurosde.engines import EngineName, TorchsdeEngine, select_engine
+from neurosde.brownian import GRID_TOLERANCE, BrownianPath, BrownianSeeds
+from neurosde.engines import EngineName, TorchsdeEngine, Work, select_engine
 from neurosde.problem import Problem, batch_shape, build_problem
 from neurosde.rate_sde import Drive, RateSDE
 from neurosde.validation import as_float_tensor, check_count, check_square, check_time_step
 
 Adjoint = Literal["discrete", "backsolve", "autograd"]
-Noise = BrownianPath | Callable[[float, float], Tensor]
+Noise = BrownianPath | BrownianSeeds | Callable[[float, float], Tensor]
 
 
 def sdeint(
@@ -50,10 +50,12 @@ def sdeint(
         method: "euler", the only scheme.
         adjoint: "discrete" (the exact gradient of the scheme, the path itself as tape), "autograd" (back-propagation
             through the steps) or "backsolve" (torchsde's continuous adjoint; its error is of order dt).
-        engine: "torch", "torchsde", or "auto".
+        engine: "torch", "torchsde", "julia" (the fastest on a CPU; needs a Julia, see `neurosde doctor`), or "auto",
+            which takes Julia where that is quicker, its start included. Engines agree to rounding, which chaos
+            amplifies: name one where runs must repeat to the last bit.
         generator: seed or generator of the noise; the same one gives the same path on every engine.
-        bm: the noise itself, instead: a `BrownianPath`, or a callable (ta, tb) → increment such as torchsde's
-            `BrownianInterval`.
+        bm: the noise itself, instead: a `BrownianPath`, `BrownianSeeds`, or a callable (ta, tb) → increment such as
+            torchsde's `BrownianInterval`.
 
     Returns:
         Voltage h at `ts`, shape (time, ..., neuron).
@@ -61,6 +63,7 @@ def sdeint(
     Raises:
         ValueError: times off the grid or not increasing, shapes that do not fit, unknown options, NaN or inf.
         TypeError: `sde` is not a RateSDE, dtypes differ, both generator and bm given.
+        JuliaNotFoundError: engine="julia" without a Julia.
 
     References:
         Scalable gradients for stochastic differential equations (Li, Wong, Chen, Duvenaud, 2020),
@@ -74,8 +77,8 @@ def sdeint(
     start, indices = _grid(ts, dt)
     steps = int(indices[-1])
     batch = (*batch_shape(sde.weights, h0), sde.num_neurons)
-    increments = None if sde.noise_free else _increments(batch, steps, dt, start, generator, bm, h0)
-    _, h = _run(sde, h0, dt, steps, increments, adjoint, engine, start=start, activity=False, voltage=True)
+    noise = None if sde.noise_free else _noise(batch, steps, dt, start, generator, bm, h0)
+    _, h = _run(sde, h0, dt, steps, noise, adjoint, engine, start=start, activity=False, voltage=True)
     assert h is not None
     return h if len(indices) == steps + 1 else h[indices.to(h.device)]
 
@@ -102,7 +105,7 @@ def odeint(
         dt: step of a fixed-step method; None takes the spacing of `ts`.
         adjoint: "discrete" (Euler: the exact adjoint of the scheme; other methods: back-propagation through the solver,
             which is exact too), "autograd", or "backsolve" (torchdiffeq's continuous adjoint).
-        engine: who steps Euler: "torch", "torchsde" or "auto". Other methods are torchdiffeq's.
+        engine: who steps Euler: "torch", "torchsde", "julia" or "auto". Other methods are torchdiffeq's.
         rtol: relative tolerance of adaptive methods.
         atol: absolute tolerance of adaptive methods.
 
@@ -129,7 +132,8 @@ def odeint(
         _, h = _run(sde, h0, step, steps, None, adjoint, engine, start=start, activity=False, voltage=True)
         assert h is not None
         return h if len(indices) == steps + 1 else h[indices.to(h.device)]
-    select_engine(engine)
+    if engine not in get_args(EngineName):
+        raise ValueError(f"engine must be one of {get_args(EngineName)}; got {engine!r}.")
     fixed_step = ("euler", "midpoint", "rk4", "heun3")
     if dt is not None and method not in fixed_step:
         raise ValueError(f"dt is the step of fixed-step methods {fixed_step}; method {method!r} takes rtol and atol.")
@@ -244,8 +248,8 @@ def simulate_rate_network(
     _check_choices(sde, adjoint)
     dt = check_time_step(dt, float(sde.tau.detach().min()))
     shape = (*batch, sde.num_neurons)
-    increments = None if sde.noise_free else _increments(shape, T - 1, dt, 0.0, generator, bm, state)
-    x, h = _run(sde, state, dt, T - 1, increments, adjoint, engine, activity=True, voltage=return_h)
+    noise = None if sde.noise_free else _noise(shape, T - 1, dt, 0.0, generator, bm, state)
+    x, h = _run(sde, state, dt, T - 1, noise, adjoint, engine, activity=True, voltage=return_h)
     assert x is not None
     if not return_h:
         return x.movedim(0, -2)
@@ -258,7 +262,7 @@ def _run(
     h0: Tensor,
     dt: float,
     steps: int,
-    increments: Tensor | None,
+    noise: Tensor | BrownianSeeds | None,
     adjoint: Adjoint,
     engine: EngineName,
     *,
@@ -267,9 +271,19 @@ def _run(
     voltage: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fold, integrate and unfold: x and h, each (steps + 1, *batch, neuron)."""
-    problem = build_problem(sde, h0, dt, steps, increments, start=start)
+    problem = build_problem(sde, h0, dt, steps, noise, start=start)
     shape = (steps + 1, *batch_shape(sde.weights, h0), sde.num_neurons)
-    chosen = select_engine(engine)
+    M, K, N = problem.state.shape
+    gradient = torch.is_grad_enabled() and any(
+        getattr(problem, n) is not None and getattr(problem, n).requires_grad for n in TENSORS
+    )
+    work = Work(
+        M * K, N, steps, M, problem.noise is not None, gradient, gradient and adjoint == "autograd",
+        problem.phi.name, problem.state.dtype, problem.state.device,
+    )  # fmt: skip
+    chosen = select_engine(engine, work)
+    if not chosen.draws_noise:
+        problem = problem.drawn()
     x: Tensor | None
     h: Tensor | None
     if adjoint == "backsolve":
@@ -320,7 +334,7 @@ def _grid(ts: Tensor | Sequence[float], dt: float) -> tuple[float, Tensor]:
     return float(times[0]), indices
 
 
-def _increments(
+def _noise(
     shape: Sequence[int],
     steps: int,
     dt: float,
@@ -328,15 +342,15 @@ def _increments(
     generator: int | torch.Generator | None,
     bm: Noise | None,
     like: Tensor,
-) -> Tensor:
-    """Brownian increments (steps, *shape), drawn or taken from the caller's path."""
+) -> Tensor | BrownianSeeds:
+    """Brownian increments (steps, *shape) of the caller's path, or the seeds to draw them from."""
     if bm is None:
-        path = BrownianPath.sample(
-            shape, steps, dt, t0=start, generator=generator, dtype=like.dtype, device=like.device
-        )
-        return path.increments
+        return BrownianSeeds(generator)
     if generator is not None:
         raise TypeError("give the noise either as generator or as bm; got both.")
+    if isinstance(bm, BrownianSeeds):
+        bm.check(shape)
+        return bm
     if isinstance(bm, BrownianPath) and (bm.t0, bm.dt, bm.steps) == (start, dt, steps):
         increments = bm.increments
     else:

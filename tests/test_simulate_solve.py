@@ -110,11 +110,10 @@ def test_engines_agree_to_rounding_on_the_same_seed(dtype):
     torch.testing.assert_close(*paths, rtol=tolerance, atol=tolerance)
 
 
-def test_seed_and_generator_are_the_same_noise():
+@pytest.mark.parametrize("source", [lambda seed: seed, lambda seed: torch.Generator().manual_seed(seed)])
+def test_the_same_seed_or_generator_is_the_same_noise(source):
     arguments = (weights(5), torch.zeros(3, 5, dtype=D), 10, 0.1, 1.0, None, 0.5)
-    one = simulate_rate_network(*arguments, generator=11)
-    two = simulate_rate_network(*arguments, generator=torch.Generator().manual_seed(11))
-    other = simulate_rate_network(*arguments, generator=12)
+    one, two, other = (simulate_rate_network(*arguments, generator=source(seed)) for seed in (11, 11, 12))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 

@@ -1,0 +1,68 @@
+"""When `engine="auto"` takes Julia: a cost model whose constants are measured.
+
+Seconds of a simulation are predicted for either engine as
+
+    calls + steps · per_step + flops · per_flop + numbers · per_number,
+
+numbers being N × trajectories × steps. Starting the worker is paid for once: what Julia would have saved is added up
+over the calls of a process, and it is started when the sum exceeds the cost of starting. So Julia is never started for
+work that torch finishes sooner, and all calls together take at most twice the time of the best choice in hindsight
+(the ski-rental bound).
+
+References:
+    Competitive randomized algorithms for nonuniform problems (Karlin, Manasse, McGeoch, Owicki, 1994),
+    https://doi.org/10.1007/BF01189993
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from neurosde.engines import Work
+from neurosde.julia.locate import julia_available
+from neurosde.julia.worker import worker_running
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds; forward only, and forward with gradient."""
+
+    call: tuple[float, float]
+    step: tuple[float, float]
+    flop: tuple[float, float]
+    number: tuple[float, float]
+    normal: float
+
+    def seconds(self, work: Work) -> float:
+        """Predicted time of a simulation (and its gradient, if one will be asked for)."""
+        g = int(work.gradient)
+        numbers = work.trajectories * work.neurons * work.steps
+        return (
+            self.call[g]
+            + work.steps * self.step[g]
+            + 2 * numbers * work.neurons * self.flop[g]
+            + numbers * (self.number[g] + (self.normal if work.noisy else 0.0))
+        )
+
+
+TORCH = Costs((2e-4, 5e-4), (1e-5, 4e-5), (1e-11, 3.5e-11), (2e-9, 8e-9), 8e-9)
+JULIA = Costs((3e-4, 6e-4), (0.0, 0.0), (5e-12, 1.7e-11), (3e-10, 1.5e-9), 1e-9)
+START = 3.0  # seconds to start the worker and compile its kernels
+
+_saved = 0.0
+_lock = threading.Lock()
+
+
+def julia_pays(work: Work) -> bool:
+    """Return whether Julia is the quicker engine for this work, its start included."""
+    global _saved
+    gain = TORCH.seconds(work) - JULIA.seconds(work)
+    if gain <= 0:
+        return False
+    if worker_running():
+        return True
+    with _lock:
+        _saved += gain
+        due = _saved > START
+    return due and julia_available()
