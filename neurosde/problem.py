@@ -116,6 +116,8 @@ def batch_shape(weights: Tensor, h0: Tensor) -> torch.Size:
     N = weights.shape[-1]
     if h0.ndim < 1 or h0.shape[-1] != N:
         raise ValueError(f"h0 must be (..., {N} neurons) as the weights are; got {tuple(h0.shape)}.")
+    if weights.ndim == 2:
+        return h0.shape[:-1]
     try:
         return torch.broadcast_shapes(weights.shape[:-2], h0.shape[:-1])
     except RuntimeError as error:
@@ -126,13 +128,21 @@ def batch_shape(weights: Tensor, h0: Tensor) -> torch.Size:
 
 
 def build_problem(
-    sde: RateSDE, h0: Tensor, dt: float, steps: int, noise: Tensor | BrownianSeeds | None, *, start: float = 0.0
+    sde: RateSDE,
+    h0: Tensor,
+    batch: torch.Size,
+    dt: float,
+    steps: int,
+    noise: Tensor | BrownianSeeds | None,
+    *,
+    start: float = 0.0,
 ) -> Problem:
     """Fold a rate network, an initial state and a grid into a `Problem`.
 
     Args:
         sde: the network.
         h0: initial voltage, shape (..., neuron).
+        batch: their common batch, see `batch_shape`.
         dt: step.
         steps: number of steps.
         noise: Brownian increments, shape (steps, ..., neuron) with the batch of the problem, or the seeds to draw them
@@ -142,7 +152,6 @@ def build_problem(
     Raises:
         ValueError: a shape does not broadcast to the batch, or tau varies over the trials of one network.
     """
-    batch = batch_shape(sde.weights, h0)
     N = sde.num_neurons
     split = _network_axes(sde.weights.shape[:-2], batch)
     M, K = math.prod(batch[:split]), math.prod(batch[split:])
@@ -156,15 +165,17 @@ def build_problem(
     decay, gain = _fold(decay, batch, split, "tau"), _fold(gain, batch, split, "tau")
     if decay.shape[1] != 1:
         raise ValueError("tau must not vary over the trials of one network; expand the weights over the trials too.")
-    weights = sde.weights.reshape(*_padded(sde.weights.shape[:-2], batch)[:split], N, N)
-    weights = weights.expand(*batch[:split], N, N).reshape(M, N, N)
+    weights = sde.weights
+    if weights.ndim > 2:
+        weights = weights.reshape(*_padded(weights.shape[:-2], batch)[:split], N, N)
+        weights = weights.expand(*batch[:split], N, N).reshape(M, N, N)
     return Problem(
         phi=sde.phi,
         steps=steps,
         state=h0.expand(*batch, N).reshape(M, K, N),
         weights=gain.mT * weights,
         decay=decay,
-        input=_fold_input(sde, batch, split, gain, [start + k * dt for k in range(steps)]),
+        input=_fold_input(sde, batch, split, gain, start, dt, steps),
         noise_std=_fold(sde.noise_std, batch, split, "noise_std"),
         increments=None if noise is None else noise.reshape(steps, M, K, N),
         noise=drawn,
@@ -194,7 +205,8 @@ def _network_axes(weights_batch: torch.Size, batch: torch.Size) -> int:
 
 def _fold(value: Tensor, batch: torch.Size, split: int, name: str) -> Tensor:
     """Reshape what broadcasts to (*batch, N) into (M or 1, K or 1, N or 1), expanding only where it varies."""
-    value = value if value.ndim else value.unsqueeze(0)
+    if value.ndim < 2:
+        return value.view(1, 1, -1)
     if value.ndim - 1 > len(batch):
         raise ValueError(
             f"{name} {tuple(value.shape)} has more axes than the batch {tuple(batch)} x neurons; expand h0 first."
@@ -209,11 +221,13 @@ def _fold(value: Tensor, batch: torch.Size, split: int, name: str) -> Tensor:
     return value.reshape(math.prod(networks), math.prod(trials), value.shape[-1])
 
 
-def _fold_input(sde: RateSDE, batch: torch.Size, split: int, gain: Tensor, times: list[float]) -> Tensor | None:
-    if sde.input is None or not times:
+def _fold_input(
+    sde: RateSDE, batch: torch.Size, split: int, gain: Tensor, start: float, dt: float, steps: int
+) -> Tensor | None:
+    if sde.input is None or not steps:
         return None
     if sde.input_dt is None:
         return (gain * _fold(sde.input, batch, split, "input")).unsqueeze(0)
-    held = sde.input[..., [sde.input_index(t) for t in times], :]
+    held = sde.input[..., [sde.input_index(start + k * dt) for k in range(steps)], :]
     folded = _fold(held.flatten(-2), batch, split, "input")  # time rides along with the neurons
     return gain * folded.unflatten(-1, held.shape[-2:]).movedim(2, 0)

@@ -134,8 +134,8 @@ class RateSDE(nn.Module):
 
     def euler_coefficients(self, dt: float) -> tuple[Tensor, Tensor]:
         """Coefficients a, b of the Euler–Maruyama step h' = a h + b (W φ(h) + I) + σ dB."""
-        decay = 1 - dt / self.tau
-        return decay, dt / self.tau if self.drive == "scaled" else torch.full_like(self.tau, dt)
+        ratio = dt / self.tau
+        return 1 - ratio, ratio if self.drive == "scaled" else torch.full_like(ratio, dt)
 
     def extra_repr(self) -> str:
         """Shapes and conventions, for print(sde)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args, overload
 
+import numpy as np
 import torch
 import torchdiffeq
 from jaxtyping import Float
@@ -74,13 +75,13 @@ def sdeint(
         raise ValueError(f"method must be 'euler'; got {method!r}. For noise-free networks see odeint.")
     h0 = as_float_tensor(h0, "h0", like=sde.weights)
     dt = check_time_step(dt, float(sde.tau.detach().min()))
-    start, indices = _grid(ts, dt)
+    start, indices = _grid(_times(ts), dt)
     steps = int(indices[-1])
-    batch = (*batch_shape(sde.weights, h0), sde.num_neurons)
-    noise = None if sde.noise_free else _noise(batch, steps, dt, start, generator, bm, h0)
-    _, h = _run(sde, h0, dt, steps, noise, adjoint, engine, start=start, activity=False, voltage=True)
+    batch = batch_shape(sde.weights, h0)
+    noise = None if sde.noise_free else _noise((*batch, sde.num_neurons), steps, dt, start, generator, bm, h0)
+    _, h = _run(sde, h0, batch, dt, steps, noise, adjoint, engine, start=start, activity=False, voltage=True)
     assert h is not None
-    return h if len(indices) == steps + 1 else h[indices.to(h.device)]
+    return _at(h, indices)
 
 
 def odeint(
@@ -129,9 +130,10 @@ def odeint(
         step = dt if dt is not None else check_time_step(float(times[1] - times[0])) if len(times) > 1 else 1.0
         start, indices = _grid(times, step)
         steps = int(indices[-1])
-        _, h = _run(sde, h0, step, steps, None, adjoint, engine, start=start, activity=False, voltage=True)
+        batch = batch_shape(sde.weights, h0)
+        _, h = _run(sde, h0, batch, step, steps, None, adjoint, engine, start=start, activity=False, voltage=True)
         assert h is not None
-        return h if len(indices) == steps + 1 else h[indices.to(h.device)]
+        return _at(h, indices)
     if engine not in get_args(EngineName):
         raise ValueError(f"engine must be one of {get_args(EngineName)}; got {engine!r}.")
     fixed_step = ("euler", "midpoint", "rk4", "heun3")
@@ -139,15 +141,15 @@ def odeint(
         raise ValueError(f"dt is the step of fixed-step methods {fixed_step}; method {method!r} takes rtol and atol.")
     state = h0.expand(*batch_shape(sde.weights, h0), sde.num_neurons)
     options = None if dt is None else {"step_size": dt}
-    times = times.to(h0.device, h0.dtype)
+    points = torch.from_numpy(times).to(h0.device, h0.dtype)
     if adjoint == "backsolve":
         tensors = (sde.weights, sde.tau, sde.input)
         parameters = tuple(t for t in tensors if t is not None and t.requires_grad)
         h = torchdiffeq.odeint_adjoint(
-            sde, state, times, rtol=rtol, atol=atol, method=method, options=options, adjoint_params=parameters
+            sde, state, points, rtol=rtol, atol=atol, method=method, options=options, adjoint_params=parameters
         )
     else:
-        h = torchdiffeq.odeint(sde, state, times, rtol=rtol, atol=atol, method=method, options=options)
+        h = torchdiffeq.odeint(sde, state, points, rtol=rtol, atol=atol, method=method, options=options)
     return h
 
 
@@ -249,7 +251,7 @@ def simulate_rate_network(
     dt = check_time_step(dt, float(sde.tau.detach().min()))
     shape = (*batch, sde.num_neurons)
     noise = None if sde.noise_free else _noise(shape, T - 1, dt, 0.0, generator, bm, state)
-    x, h = _run(sde, state, dt, T - 1, noise, adjoint, engine, activity=True, voltage=return_h)
+    x, h = _run(sde, state, batch, dt, T - 1, noise, adjoint, engine, activity=True, voltage=return_h)
     assert x is not None
     if not return_h:
         return x.movedim(0, -2)
@@ -260,6 +262,7 @@ def simulate_rate_network(
 def _run(
     sde: RateSDE,
     h0: Tensor,
+    batch: torch.Size,
     dt: float,
     steps: int,
     noise: Tensor | BrownianSeeds | None,
@@ -271,12 +274,10 @@ def _run(
     voltage: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fold, integrate and unfold: x and h, each (steps + 1, *batch, neuron)."""
-    problem = build_problem(sde, h0, dt, steps, noise, start=start)
-    shape = (steps + 1, *batch_shape(sde.weights, h0), sde.num_neurons)
+    problem = build_problem(sde, h0, batch, dt, steps, noise, start=start)
+    shape = (steps + 1, *batch, sde.num_neurons)
     M, K, N = problem.state.shape
-    gradient = torch.is_grad_enabled() and any(
-        getattr(problem, n) is not None and getattr(problem, n).requires_grad for n in TENSORS
-    )
+    gradient = torch.is_grad_enabled() and problem.requires_grad
     work = Work(
         M * K, N, steps, M, problem.noise is not None, gradient, gradient and adjoint == "autograd",
         problem.phi.name, problem.state.dtype, problem.state.device,
@@ -309,29 +310,35 @@ def _check_choices(sde: RateSDE, adjoint: str) -> None:
         raise ValueError(f"adjoint must be one of {get_args(Adjoint)}; got {adjoint!r}.")
 
 
-def _times(ts: Tensor | Sequence[float]) -> Tensor:
-    times = torch.as_tensor(ts, dtype=torch.float64).detach().cpu()
+def _times(ts: Tensor | Sequence[float]) -> np.ndarray:
+    held = ts.detach().cpu().numpy() if isinstance(ts, Tensor) else ts
+    times = np.asarray(held, dtype=np.float64)
     if times.ndim != 1 or len(times) == 0:
-        raise ValueError(f"ts must be a non-empty vector of times; got shape {tuple(times.shape)}.")
-    if not bool((times.diff() > 0).all()):
+        raise ValueError(f"ts must be a non-empty vector of times; got shape {times.shape}.")
+    if not (times[1:] > times[:-1]).all():
         raise ValueError("ts must be strictly increasing.")
     return times
 
 
-def _grid(ts: Tensor | Sequence[float], dt: float) -> tuple[float, Tensor]:
+def _grid(times: np.ndarray, dt: float) -> tuple[float, np.ndarray]:
     """Return the first time and the index of each time on the grid of step dt."""
-    times = _times(ts)
-    position = (times - times[0]) / dt
-    indices = position.round().long()
+    start = float(times[0])
+    position = (times - start) / dt
+    indices = np.rint(position)
     # float32 times are off the grid by their rounding, which grows with time.
-    slack = GRID_TOLERANCE + 4e-7 * float(times.abs().max()) / dt
-    off = (position - indices).abs() > slack
-    if bool(off.any()) or bool((indices.diff() < 1).any()):
-        worst = float(times[off][0]) if bool(off.any()) else float(times[-1])
+    slack = GRID_TOLERANCE + 4e-7 * float(max(abs(start), abs(times[-1]))) / dt
+    off = np.abs(position - indices) > slack
+    if off.any() or not (indices[1:] > indices[:-1]).all():
+        worst = float(times[off][0]) if off.any() else float(times[-1])
         raise ValueError(
             f"ts must lie on the grid ts[0] + k*dt with dt = {dt}; got t = {worst}. Choose a dt that divides it."
         )
-    return float(times[0]), indices
+    return start, indices.astype(np.int64)
+
+
+def _at(h: Tensor, indices: np.ndarray) -> Tensor:
+    """The path at the times that were asked for."""
+    return h if len(indices) == len(h) else h[torch.from_numpy(indices).to(h.device)]
 
 
 def _noise(

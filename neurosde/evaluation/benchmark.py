@@ -20,6 +20,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
+from neurosde.evaluation import simulation_benchmark
 from neurosde.evaluation.recovery import recovery
 from neurosde.likelihood import transition_statistics
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge
@@ -139,7 +140,10 @@ def hardware() -> str:
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde benchmark`."""
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    sub: Any = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
+    sub: Any = kinds.add_parser("simulate", help="speed of simulation and its gradient, beside other libraries")
+    add_options(sub, simulation_benchmark.SimulationBenchmark)
+    sub.set_defaults(run=simulation_benchmark.run)
+    sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
     sub.set_defaults(run=run)

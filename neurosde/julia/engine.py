@@ -176,7 +176,7 @@ class JuliaEngine:
 class _Layout:
     """The inputs of one call in one block: collected first, then placed, copied and freed together.
 
-    Until `write`, places are counted from the block's start and coded as −2 − place; `resolved` turns them into offsets.
+    Until `write`, places count from the block's start and are coded as −2 − place; `resolved` makes them offsets.
     """
 
     def __init__(self, arena: Arena) -> None:

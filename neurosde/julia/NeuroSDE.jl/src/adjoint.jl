@@ -38,15 +38,32 @@ end
 @inline start(c::WeightTile{T}, r::Int, i::Int) where {T} = vload(Vec{lanes(T),T}, c.out + (i * c.row + r * REGISTER_BYTES))
 @inline finish!(c::WeightTile, r::Int, i::Int, acc) = vstore!(c.out + (i * c.row + r * REGISTER_BYTES), acc)
 
+# From this many neurons on, a chunk is packed before it is multiplied: its rows lie on too many pages and cache lines.
+const REPACK = 256
+
+"Add Σ λ xᵀ over the rows of two chunks to the sums; `scratch` has room for both, packed, or is C_NULL."
+function outer_products!(tile::WeightTile{T}, p::TilePlan, x::Ptr{T}, lambda::Ptr{T}, terms::Int, N::Int, scratch::Ptr{T}) where {T}
+    V = Vec{lanes(T),T}
+    if scratch == C_NULL
+        product!(tile, V, p, x, N * sizeof(T), lambda, N * sizeof(T), sizeof(T), terms, N)
+    else
+        packed_lambda = scratch + terms * p.vectors * REGISTER_BYTES
+        pack!(scratch, x, N, p, false, terms)
+        pack_columns!(packed_lambda, lambda, terms, N, p.width)
+        product!(tile, V, p, scratch, 0, packed_lambda, 0, sizeof(T), terms, N)
+    end
+    nothing
+end
+
 "Steps per chunk: enough terms to pay for reading and writing the sums, few enough to stay in cache."
-chunk_steps(steps::Int, trials::Int) = clamp(cld(CHUNK_TERMS, trials), 1, max(steps, 1))
-const CHUNK_TERMS = 96
+chunk_steps(steps::Int, trials::Int, N::Int) = clamp(cld(N < REPACK ? 96 : 256, trials), 1, max(steps, 1))
 
 function adjoint_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
     slab = trials * p.neurons
-    S = chunk_steps(p.steps, trials)
+    S = chunk_steps(p.steps, trials, p.neurons)
     room(packed_length(p.neurons, plan, T), T) + room(plan.vectors * lanes(T), T) + 4room(slab, T) +
-        room(S * slab, T) + room((S + 1) * slab, T) + force_room(p, trials)
+        room(S * slab, T) + room((S + 1) * slab, T) + force_room(p, trials) +
+        (p.neurons >= REPACK ? room(S * trials * (p.neurons + plan.vectors * lanes(T)), T) : 0)
 end
 
 @inline vfma_slope(phi) = (x, u, rest) -> vfma(slope(phi, x), u, rest)
@@ -67,8 +84,9 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
     N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
     V = Vec{lanes(T),T}
     plan = plan_tiles(cld(N, lanes(T)), trials)
-    sums_plan = plan_tiles(cld(N, lanes(T)), N)
-    S = chunk_steps(p.steps, trials)
+    repack = N >= REPACK
+    sums_plan = plan_tiles(cld(N, lanes(T)), N, repack)
+    S = chunk_steps(p.steps, trials, p.neurons)
     reset!(w, adjoint_room(p, trials, plan))
     padded = plan.vectors * lanes(T)
     weights_wanted = out.weights != C_NULL
@@ -86,6 +104,7 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
         end
         outer, through, direct = take!(w, slab), take!(w, slab), take!(w, slab)
         xs, lambdas = take!(w, S * slab), take!(w, (S + 1) * slab)
+        repacked = repack ? take!(w, S * trials * (N + padded)) : Ptr{T}(C_NULL)
         null = Ptr{T}(C_NULL)
         noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
         force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}(null, null, null, null, false)
@@ -134,7 +153,7 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
             end
             filled += 1
             if filled == S || t == 0
-                weights_wanted && product!(WeightTile{T}(sums, padded * sz), V, sums_plan, xs, N * sz, lambdas, N * sz, sz, filled * trials, N)
+                weights_wanted && outer_products!(WeightTile{T}(sums, padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
                 t == 0 && (isempty(out.state) || scatter!(out.state, now, 0, m, first, trials, N))
                 unsafe_copyto!(lambdas, now, slab)
                 filled = 0

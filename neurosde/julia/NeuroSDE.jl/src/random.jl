@@ -14,51 +14,31 @@ const PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 const PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 const GROUP = 64
 
+# Round keys as vectors: made once per call of `normals!`, read from memory by every round.
+@inline round_keys(::Type{V}, key::UInt64) where {V} =
+    ntuple(r -> (splat(V, UInt64(key % UInt32 + UInt32(r - 1) * PHILOX_W0)),
+                 splat(V, UInt64((key >> 32) % UInt32 + UInt32(r - 1) * PHILOX_W1))), Val(PHILOX_ROUNDS))
+
 "One Philox4x32 call per 64-bit lane; words are the lanes' low halves, what is above them is left to chance."
-@inline function philox(c::NTuple{4,V}, key::UInt64, ::Val{R}) where {W,V<:Vec{W,UInt64},R}
-    k0, k1 = key % UInt32, (key >> 32) % UInt32
+@inline function philox(c::NTuple{4,V}, keys::Tuple) where {W,V<:Vec{W,UInt64}}
     m0, m1 = splat(V, UInt64(PHILOX_M0)), splat(V, UInt64(PHILOX_M1))
-    c0, c1, c2, c3 = c
-    for round in 1:R
-        p0, p1 = vmulwide(c0, m0), vmulwide(c2, m1)
-        c0 = vxor(vxor(vlshr(p1, Val(32)), c1), splat(V, UInt64(k0)))
-        c2 = vxor(vxor(vlshr(p0, Val(32)), c3), splat(V, UInt64(k1)))
-        c1, c3 = p1, p0
-        k0 += PHILOX_W0
-        k1 += PHILOX_W1
-    end
-    c0, c1, c2, c3
+    p0, p1 = vmulwide(c[1], m0), vmulwide(c[3], m1)
+    k0, k1 = keys[1]
+    next = (vxor(vxor(vlshr(p1, Val(32)), c[2]), k0), p1, vxor(vxor(vlshr(p0, Val(32)), c[4]), k1), p0)
+    philox(next, Base.tail(keys))
 end
+@inline philox(c::NTuple{4,V}, ::Tuple{}) where {W,V<:Vec{W,UInt64}} = c
 
 "Two normals from two words, each a vector of 32-bit integers."
 @inline function box_muller(::Type{T}, radial::Vec{W,Int32}, angular::Vec{W,Int32}) where {W,T<:Real32or64}
     V = Vec{W,T}
-    u = vmul(vadd(vfloat(T, vlshr(radial, Val(1))), vconst(V, 0.5)), vconst(V, 2.0^-31))
+    u = vfma(vfloat(T, vlshr(radial, Val(1))), vconst(V, 2.0^-31), vconst(V, 2.0^-32))
     r = vsqrt(vmul(vlog(u), vconst(V, -2)))
     cosine, sine = vcossin(T, angular)
     vmul(r, cosine), vmul(r, sine)
 end
 
 _iota(::Type{Vec{W,UInt64}}) where {W} = Vec{W,UInt64}(ntuple(l -> VecElement(UInt64(l - 1)), Val(W)))
-
-"Write the 64 normals of a group to dst."
-@inline function group!(dst::Ptr{T}, key::UInt64, step::UInt64, q::UInt64) where {T<:Real32or64}
-    V = Vec{8,UInt64}
-    zero = splat(V, UInt64(0))
-    for half in 0:1
-        first = 16q + 8 * UInt64(half)
-        counter = vadd(splat(V, first), _iota(V))
-        # 16 q is a multiple of 16: adding the lane never carries into the high word
-        words = philox((counter, splat(V, first >> 32), splat(V, step), zero), key, Val(PHILOX_ROUNDS))
-        a, b = box_muller(T, vlow(words[1]), vlow(words[2]))
-        c, d = box_muller(T, vlow(words[3]), vlow(words[4]))
-        p = dst + 8half * sizeof(T)
-        vstore!(p, a)
-        vstore!(p + 16 * sizeof(T), b)
-        vstore!(p + 32 * sizeof(T), c)
-        vstore!(p + 48 * sizeof(T), d)
-    end
-end
 
 "Numbers that `normals!` writes for `count` elements from `first` on: whole groups."
 group_span(first::Int, count::Int) = (cld(first % GROUP + count, GROUP)) * GROUP
@@ -69,10 +49,31 @@ group_span(first::Int, count::Int) = (cld(first % GROUP + count, GROUP)) * GROUP
 Write z[step, first … first + count − 1] under `key` to `dst`, which has room for `group_span(first, count)` numbers;
 returns the pointer of z[step, first].
 """
-@inline function normals!(dst::Ptr{T}, key::UInt64, step::Int, first::Int, count::Int) where {T<:Real32or64}
+function normals!(dst::Ptr{T}, key::UInt64, step::Int, first::Int, count::Int) where {T<:Real32or64}
+    V = Vec{8,UInt64}
+    keys = round_keys(V, key)
+    c2, c3, lane = splat(V, step % UInt64), splat(V, UInt64(0)), _iota(V)
     q, skip = divrem(first, GROUP)
-    for g in 0:(cld(skip + count, GROUP)-1)
-        group!(dst + g * GROUP * sizeof(T), key, step % UInt64, (q + g) % UInt64)
+    groups = cld(skip + count, GROUP)
+    # Words first, then normals in their place: two short loops, whose iterations overlap in the processor as those of
+    # one long loop do not.
+    for half in 0:2groups-1  # of a group: eight lanes
+        call = 8 * (2q + half) % UInt64  # a multiple of 8: adding the lane never carries into the high word
+        words = philox((vadd(splat(V, call), lane), splat(V, call >> 32), c2, c3), keys)
+        at = Ptr{Int32}(dst + half ÷ 2 * GROUP * sizeof(T)) + half % 2 * 32
+        for p in 1:4
+            vstore!(at + (p - 1) * 16 * sizeof(T), vlow(words[p]))
+        end
+    end
+    for pair in 0:2groups-1
+        at = dst + pair * 32 * sizeof(T)
+        for half in 1:-1:0  # the second half's normals may lie where no words are
+            radial = vload(Vec{8,Int32}, Ptr{Int32}(at) + half * 32)
+            angular = vload(Vec{8,Int32}, Ptr{Int32}(at + 16 * sizeof(T)) + half * 32)
+            cosine, sine = box_muller(T, radial, angular)
+            vstore!(at + half * 8 * sizeof(T), cosine)
+            vstore!(at + (16 + half * 8) * sizeof(T), sine)
+        end
     end
     dst + skip * sizeof(T)
 end

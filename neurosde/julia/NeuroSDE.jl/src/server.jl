@@ -9,7 +9,7 @@ const MESSAGE_OFFSET = 64
 const MESSAGE_BYTES = 4032
 const OP_DESCRIBE, OP_FORWARD, OP_ADJOINT = 0, 1, 2
 const DONE, FAILED, INTERRUPTED = 0, 1, 2
-const SPIN_NANOSECONDS = 200_000  # how long to look for the next request before sleeping
+const SPIN_NANOSECONDS = 1_000_000  # how long to look for the next request before sleeping
 
 "Takes a request's words in turn."
 mutable struct Reader

@@ -27,15 +27,13 @@ end
 # (exp(r) − 1)/r, 2 atanh(s)/s in s², sin(y)/y and cos(y) in y²
 _expm1_terms(::Type{Float32}) = ntuple(k -> 1 / factorial(k), 7)
 _expm1_terms(::Type{Float64}) = ntuple(k -> 1 / factorial(k), 14)
-_atanh_terms(::Type{Float32}) = ntuple(k -> 2 / (2k - 1), 5)
 _atanh_terms(::Type{Float64}) = ntuple(k -> 2 / (2k - 1), 11)
 _log1p_terms(::Type{Float32}) = ntuple(k -> 2 / (2k - 1), 8)
 _log1p_terms(::Type{Float64}) = ntuple(k -> 2 / (2k - 1), 17)
-_sin_terms(::Type{Float32}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 1), 5)
 _sin_terms(::Type{Float64}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 1), 9)
-_cos_terms(::Type{Float32}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 2), 6)
 _cos_terms(::Type{Float64}) = ntuple(k -> (-1)^(k - 1) / factorial(2k - 2), 10)
 for name in (:_expm1_terms, :_atanh_terms, :_log1p_terms, :_sin_terms, :_cos_terms), T in (:Float32, :Float64)
+    T === :Float32 && name in (:_atanh_terms, :_sin_terms, :_cos_terms) && continue  # fits below
     @eval const $(Symbol(name, T)) = $T.($name($T))
     @eval $(Symbol(name, :_of))(::Type{$T}) = $(Symbol(name, T))
 end
@@ -74,17 +72,43 @@ end
     vfma(scale, p, scale)
 end
 
-"log(u) for normal, positive u."
-@inline function vlog(u::V) where {W,T<:Real32or64,V<:Vec{W,T}}
+"Exponent e and m − 1 of u = 2ᵉ m for normal, positive u."
+@inline function log_parts(u::V) where {W,T<:Real32or64,V<:Vec{W,T}}
     I = intof(T)
     offset = reinterpret(I, T(0.7071067811865476))
     shifted = vadd(vbits(u), splat(Vec{W,I}, -offset))
     exponent = vfloat(T, vashr(shifted, Val(_mantissa_bits(T))))
     fraction = vand(shifted, splat(Vec{W,I}, (one(I) << _mantissa_bits(T)) - one(I)))
-    m = vfrombits(T, vadd(fraction, splat(Vec{W,I}, offset)))
-    s = vdiv(vsub(m, vconst(V, 1)), vadd(m, vconst(V, 1)))
-    tail = vmul(s, polynomial(vmul(s, s), _atanh_terms_of(T)))
-    vfma(exponent, vconst(V, _ln2_high_of(T)), vfma(exponent, vconst(V, _ln2_low_of(T)), tail))
+    exponent, vsub(vfrombits(T, vadd(fraction, splat(Vec{W,I}, offset))), vconst(V, 1))
+end
+
+# Least maximal error fits in single precision: (log(1 + f) − f + f²/2)/f³ on [√½ − 1, √2 − 1] to 3e-8 of f,
+# (sin(y)/y − 1)/y² and (cos(y) − 1 + y²/2)/y⁴ in y² on [0, π/4] to 4e-9 and 1e-10.
+const LOG32 = (0.33333858f0, -0.25001747f0, 0.19965395f0, -0.16565638f0, 0.14877009f0, -0.14350172f0, 0.08917674f0)
+const SIN32 = (-0.16666655f0, 0.0083321781f0, -0.00019517297f0)
+const COS32 = (0.041666647f0, -0.0013887368f0, 2.4438447f-5)
+
+"log(u) for normal, positive u."
+@inline function vlog(u::V) where {W,V<:Vec{W,Float64}}
+    exponent, f = log_parts(u)
+    s = vdiv(f, vadd(f, vconst(V, 2)))
+    tail = vmul(s, polynomial(vmul(s, s), _atanh_terms_of(Float64)))
+    vfma(exponent, vconst(V, _ln2_high_of(Float64)), vfma(exponent, vconst(V, _ln2_low_of(Float64)), tail))
+end
+@inline function vlog(u::V) where {W,V<:Vec{W,Float32}}
+    exponent, f = log_parts(u)
+    tail = vfma(vmul(f, f), vfma(f, polynomial(f, LOG32), vconst(V, -0.5)), f)
+    vfma(exponent, vconst(V, log(2)), tail)
+end
+
+@inline function sin_cos_octant(y::V) where {W,V<:Vec{W,Float64}}
+    y2 = vmul(y, y)
+    vmul(y, polynomial(y2, _sin_terms_of(Float64))), polynomial(y2, _cos_terms_of(Float64))
+end
+@inline function sin_cos_octant(y::V) where {W,V<:Vec{W,Float32}}
+    y2 = vmul(y, y)
+    s = vfma(vmul(y, y2), polynomial(y2, SIN32), y)
+    s, vfma(y2, vfma(y2, polynomial(y2, COS32), vconst(V, -0.5)), vconst(V, 1))
 end
 
 "cos and sin of π·x/2³¹, x a signed 32-bit integer."
@@ -93,18 +117,16 @@ end
     quadrant = vadd(x, splat(I, Int32(1) << 29))  # its two top bits
     rest = vashr(vshl(x, Val(2)), Val(2))
     y = vmul(vfloat(T, rest), vconst(V, pi / 2^31))
-    y2 = vmul(y, y)
-    s = vmul(y, polynomial(y2, _sin_terms_of(T)))
-    c = polynomial(y2, _cos_terms_of(T))
+    s, c = sin_cos_octant(y)
     cosine = vflipsign(vselectbit(quadrant, Val(30), s, c), vadd(quadrant, splat(I, Int32(1) << 30)))
     sine = vflipsign(vselectbit(quadrant, Val(30), c, s), quadrant)
     cosine, sine
 end
 
 # tanh(x) ≈ x P(x²)/Q(x²) on |x| <= 9.02, beyond which it is 1 in single precision: fitted for least relative error by
-# iterated, reweighted least squares, then rounded so that the error of the Float32 evaluation below is least: 2.4e-7.
-const TANH_P = (1.0f0, 0.13379672f0, 0.0034939793f0, 2.0582576f-5, 1.3317803f-8)
-const TANH_Q = (1.0f0, 0.4671299f0, 0.025870865f0, 0.00032830032f0, 7.761499f-7)
+# iterated, reweighted least squares, then rounded so that the error of the Float32 evaluation below is least over all floats: 2.8e-7.
+const TANH_P = (1.0f0, 0.13379674f0, 0.0034939789f0, 2.0582582f-5, 1.3317813f-8)
+const TANH_Q = (1.0f0, 0.46712992f0, 0.025870863f0, 0.00032830032f0, 7.7614953f-7)
 
 "tanh(x); single precision: absolute error below 3e-7."
 @inline function vtanh(x::V) where {W,V<:Vec{W,Float32}}

@@ -57,14 +57,14 @@ function _panel_cost(R, columns, C)
         wide * _tile_cost(R, low + 1) + (tiles - wide) * _tile_cost(R, low)
 end
 
-"Cheapest plan for `vectors` × `columns`."
-function plan_tiles(vectors::Int, columns::Int)
+"Cheapest plan for `vectors` × `columns`; `one_width` gives the last panel's tiles the others' width."
+function plan_tiles(vectors::Int, columns::Int, one_width::Bool = false)
     best, least = TilePlan(vectors, 1, max_columns(1), max_columns(1)), Inf
     for R in 1:min(MAX_VECTORS, vectors)
         C = max_columns(R)
         C < 1 && continue
         rest = vectors % R
-        D = rest == 0 ? C : max_columns(rest)
+        D = rest == 0 || one_width ? C : max_columns(rest)
         cost = (vectors ÷ R) * _panel_cost(R, columns, C) + (rest == 0 ? 0.0 : _panel_cost(rest, columns, D))
         if cost < least
             best, least = TilePlan(vectors, R, C, D), cost
@@ -80,7 +80,8 @@ num_panels(p::TilePlan) = cld(p.vectors, p.height)
 """
     product!(tile, V, plan, A, a_step, B, b_step, b_column, terms, columns)
 
-All tiles of a product. A is packed in panels (`a_step` = 0) or has its vectors side by side, `a_step` bytes per term.
+All tiles of a product. A is packed in panels (`a_step` = 0) or has its vectors side by side, `a_step` bytes per term;
+B likewise in the tiles' columns (`b_step` = 0), or strided.
 The last panel goes first: its last vector may run over the end of a column, onto numbers that the first panel then
 writes. `at_vector(tile, r)` and `at_column(tile, c)` move a tile's context.
 """
@@ -95,21 +96,24 @@ writes. `at_vector(tile, r)` and `at_column(tile, c)` move a tile's context.
         tiles = cld(columns, width)
         low, wide = divrem(columns, tiles)
         at = at_vector(tile, first)
-        _tiles_of_size!(at, V, R, low + 1, wide, panel_A, step, B, b_step, b_column, terms)
+        packed_B = b_step == 0
+        move = packed_B ? terms * sizeof(T) : b_column  # of B per column
+        _tiles_of_size!(at, V, R, low + 1, wide, panel_A, step, B, packed_B ? (low + 1) * sizeof(T) : b_step, b_column, move, terms)
         skip_columns = wide * (low + 1)
-        _tiles_of_size!(at_column(at, skip_columns), V, R, low, tiles - wide, panel_A, step, B + skip_columns * b_column, b_step, b_column, terms)
+        _tiles_of_size!(at_column(at, skip_columns), V, R, low, tiles - wide, panel_A, step, B + skip_columns * move,
+                        packed_B ? low * sizeof(T) : b_step, b_column, move, terms)
     end
     nothing
 end
 
 # Static sizes out of dynamic ones: one branch per size that fits the registers.
-@generated function _tiles_of_size!(context, ::Type{V}, R::Int, C::Int, count::Int, A, a_step, B, b_step, b_column, terms) where {V<:Vec}
+@generated function _tiles_of_size!(context, ::Type{V}, R::Int, C::Int, count::Int, A, a_step, B, b_step, b_column, move, terms) where {V<:Vec}
     body = :(error("no tile of $R x $C"))
     for r in MAX_VECTORS:-1:1
         columns = :(error("no tile of $R x $C"))
         for c in 1:max_columns(r)
             columns = Expr(:if, :(C == $c),
-                :(_tiles!(context, V, Val($r), Val($c), count, A, a_step, B, b_step, b_column, terms)), columns)
+                :(_tiles!(context, V, Val($r), Val($c), count, A, a_step, B, b_step, b_column, move, terms)), columns)
         end
         body = Expr(:if, :(R == $r), columns, body)
     end
@@ -117,20 +121,39 @@ end
 end
 
 # Not inlined: each size is compiled when it is first met.
-@noinline function _tiles!(context, ::Type{V}, r::Val, c::Val{C}, count::Int, A, a_step, B, b_step, b_column, terms) where {V<:Vec,C}
+@noinline function _tiles!(context, ::Type{V}, r::Val, c::Val{C}, count::Int, A, a_step, B, b_step, b_column, move, terms) where {V<:Vec,C}
     for _ in 1:count
         tile!(context, V, r, c, A, a_step, B, b_step, b_column, terms)
         context = at_column(context, C)
-        B += C * b_column
+        B += C * move
     end
     nothing
 end
 
 """
-Pack an N × N row-major matrix into panels: panel k holds, for each reduction index s, its R·W numbers contiguously,
-zeros beyond N. `by_columns`: number i of term s is matrix[i, s] (forward), else matrix[s, i] (backward).
+Pack `terms` rows of N numbers, as columns of tiles of a panel of `width` columns at most: `b_step` = 0 of `product!`. All
+of the plan's panels must have that width.
 """
-function pack!(dst::Ptr{T}, matrix::Ptr{T}, N::Int, p::TilePlan, by_columns::Bool) where {T}
+function pack_columns!(dst::Ptr{T}, rows::Ptr{T}, terms::Int, N::Int, width::Int) where {T}
+    tiles = cld(N, width)
+    low, wide = divrem(N, tiles)
+    c = 0
+    for k in 1:tiles
+        C = k <= wide ? low + 1 : low
+        out = dst + c * terms * sizeof(T)
+        for s in 0:terms-1, l in 0:C-1
+            unsafe_store!(out, unsafe_load(rows, s * N + c + l + 1), s * C + l + 1)
+        end
+        c += C
+    end
+    nothing
+end
+
+"""
+Pack a row-major matrix of N columns into panels: panel k holds, for each of the sum's terms s, its R·W numbers
+contiguously, zeros beyond N. `by_columns`: number i of term s is matrix[i, s] (forward, N terms), else matrix[s, i].
+"""
+function pack!(dst::Ptr{T}, matrix::Ptr{T}, N::Int, p::TilePlan, by_columns::Bool, terms::Int = N) where {T}
     W = lanes(T)
     out = dst
     for k in 0:num_panels(p)-1
@@ -146,16 +169,16 @@ function pack!(dst::Ptr{T}, matrix::Ptr{T}, N::Int, p::TilePlan, by_columns::Boo
                 end
             end
         else
-            for s in 0:N-1
+            for s in 0:terms-1
                 unsafe_copyto!(out + s * width * sizeof(T), matrix + (s * N + i0) * sizeof(T), valid)
             end
         end
         if valid < width
-            for s in 0:N-1, l in valid:width-1
+            for s in 0:terms-1, l in valid:width-1
                 unsafe_store!(out, zero(T), s * width + l + 1)
             end
         end
-        out += N * width * sizeof(T)
+        out += terms * width * sizeof(T)
     end
     nothing
 end

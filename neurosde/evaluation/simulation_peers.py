@@ -1,0 +1,493 @@
+"""The simulators that `neurosde benchmark simulate` compares: neurosde's engines, plain torch, and other libraries.
+
+All take the Euler–Maruyama steps of one `Case` and return the whole path, h[0] included; with noise each draws its own
+normals inside the timed call. The gradient is taken with respect to W and h0 from a given cotangent of the path, which
+is laid out in memory as the method lays out its path, as the gradient of an elementwise loss would be.
+
+References:
+    torchsde: Scalable gradients for stochastic differential equations (Li et al., 2020), https://arxiv.org/abs/2001.01328
+    torchdiffeq: Neural ordinary differential equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
+    diffrax: On neural differential equations (Kidger, 2022), https://arxiv.org/abs/2202.02435
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neurosde.rate_sde import RateSDE
+from neurosde.solve import sdeint
+
+FORWARD, BACKWARD = PASSES = ("forward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one task simulates: M networks × K trials × N neurons at T times, float32.
+
+    Attributes:
+        weights: W, shape (M, N, N), (post, pre).
+        h0: initial voltage, shape (M, K, N).
+        cotangent: gradient of a loss with respect to the path, shape (T, M, K, N).
+        dt: step.
+        tau: time constant.
+        noise_std: σ per √time.
+        seed: seed of the noise.
+    """
+
+    weights: Tensor
+    h0: Tensor
+    cotangent: Tensor
+    dt: float
+    tau: float
+    noise_std: float
+    seed: int = 0
+
+    @classmethod
+    def draw(
+        cls, networks: int, trials: int, N: int, T: int, noise_std: float, *, dt: float, tau: float, g: float, seed: int
+    ) -> Case:
+        """Draw W ~ N(0, g²/N), h0 ~ N(0, 1) and the cotangent ~ N(0, 1)."""
+        generator = torch.Generator().manual_seed(seed)
+        W = g / math.sqrt(N) * torch.randn(networks, N, N, generator=generator)
+        h0 = torch.randn(networks, trials, N, generator=generator)
+        cotangent = torch.randn(T, networks, trials, N, generator=generator)
+        return cls(W, h0, cotangent, dt, tau, noise_std, seed)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the path, (T, M, K, N)."""
+        T, M, K, N = self.cotangent.shape
+        return T, M, K, N
+
+    @property
+    def times(self) -> Tensor:
+        """Times of the path, float64 so that solvers stay on the grid."""
+        return self.dt * torch.arange(self.shape[0], dtype=torch.float64)
+
+
+class Method:
+    """A simulator set up for one case; what it needs only once is done when it is made.
+
+    Raises:
+        Exception: it does not work here; the message says why.
+    """
+
+    passes: tuple[str, ...] = PASSES
+    noise: bool = True
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def forward(self) -> Any:
+        """Return the path in the method's own layout."""
+        raise NotImplementedError
+
+    def backward(self) -> Any:
+        """Simulate and return the gradients with respect to W and h0."""
+        raise NotImplementedError
+
+    def path(self, result: Any) -> Tensor:
+        """Return the result of `forward` as (T, M, K, N)."""
+        return result.reshape(self.case.shape)
+
+    def weights_gradient(self, result: Any) -> Tensor:
+        """Return dL/dW, shape (M, N, N), out of the result of `backward`."""
+        return result[0]
+
+
+class TorchMethod(Method):
+    """A simulator whose gradient is torch.autograd's; a single network drops its axis, as a user would."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.W = case.weights.clone().requires_grad_()
+        self.h0 = case.h0.clone().requires_grad_()
+        self.generator = torch.Generator().manual_seed(case.seed)
+        self.cotangent: Tensor | None = None
+
+    def solve(self) -> Tensor:
+        """Return the path, recorded by autograd in grad mode."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        """See `Method`."""
+        with torch.no_grad():
+            return self.solve()
+
+    def backward(self) -> tuple[Tensor, ...]:
+        """See `Method`."""
+        path = self.solve()
+        if self.cotangent is None:  # the first call, which is not timed
+            like = torch.empty_like(path, requires_grad=False)
+            self.cotangent = like.copy_(self.case.cotangent.reshape(path.shape))
+        return torch.autograd.grad(path, (self.W, self.h0), self.cotangent)
+
+
+class Neurosde(TorchMethod):
+    """neurosde's public `sdeint`; the RateSDE is built outside the timed part, as users of torchsde do."""
+
+    engine = "auto"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        W = self.W[0] if len(self.W) == 1 else self.W.unsqueeze(1)
+        self.state = self.h0[0] if len(self.W) == 1 else self.h0
+        self.sde = RateSDE(W, tau=case.tau, noise_std=case.noise_std)
+
+    def solve(self) -> Tensor:
+        """See `TorchMethod`."""
+        options: dict[str, Any] = {"engine": self.engine, "generator": self.generator}
+        return sdeint(self.sde, self.state, self.case.times, dt=self.case.dt, **options)
+
+
+class NeurosdeTorch(Neurosde):
+    """neurosde on its torch engine."""
+
+    engine = "torch"
+
+
+class NeurosdeJulia(Neurosde):
+    """neurosde on its Julia engine."""
+
+    engine = "julia"
+
+
+class TorchLoop(TorchMethod):
+    """The loop that one would write by hand, in its best form.
+
+    One tanh and one fused matrix product (a matrix–vector product for a single trial) per step, written into the path
+    where no gradient is asked for, else stacked. (M, K, N) is the quickest layout: (M, N, K) takes twice as long.
+    """
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.decay, self.gain = 1 - case.dt / case.tau, case.dt / case.tau
+        self.scale = math.sqrt(case.dt) * case.noise_std
+        _, M, K, N = case.shape
+        self.single = M * K == 1
+        self.state = (N,) if self.single else (M, K, N)
+
+    def forward(self) -> Tensor:
+        """See `Method`."""
+        path = torch.empty(self.case.shape[0], *self.state)
+        h0, W = self.h0.detach().reshape(self.state), self.W.detach()
+        W = W[0] if self.single else W.mT.contiguous()
+        x = torch.empty(self.state)
+        steps = path.unbind()
+        steps[0].copy_(h0)
+        for h, following in zip(steps[:-1], steps[1:], strict=True):
+            torch.tanh(h, out=x)
+            rest, decay = h, self.decay
+            if self.scale:
+                rest, decay = following.normal_(0, self.scale, generator=self.generator).add_(h, alpha=decay), 1.0
+            if self.single:
+                torch.addmv(rest, W, x, beta=decay, alpha=self.gain, out=following)
+            else:
+                torch.baddbmm(rest, x, W, beta=decay, alpha=self.gain, out=following)
+        return path
+
+    def solve(self) -> Tensor:
+        """See `TorchMethod`."""
+        h, W = self.h0.reshape(self.state), self.W[0] if self.single else self.W.mT
+        path = [h]
+        for _ in range(self.case.shape[0] - 1):
+            h = self.step(h, W, torch.randn(self.state, generator=self.generator) if self.scale else None)
+            path.append(h)
+        return torch.stack(path)
+
+    def step(self, h: Tensor, W: Tensor, noise: Tensor | None) -> Tensor:
+        """One step of Euler–Maruyama."""
+        rest, decay = h, self.decay
+        if noise is not None:
+            rest, decay = torch.add(decay * h, noise, alpha=self.scale), 1.0
+        if self.single:
+            return torch.addmv(rest, W, h.tanh(), beta=decay, alpha=self.gain)
+        return torch.baddbmm(rest, h.tanh(), W, beta=decay, alpha=self.gain)
+
+
+class TorchCompile(TorchLoop):
+    """torch.compile of the whole loop where there is one trial of one network, else of its step."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        torch.compiler.reset()  # earlier cases count towards a limit beyond which nothing is compiled
+        self.loop = super().solve
+        if self.single:
+            self.loop = torch.compile(self.loop, dynamic=False)
+        else:
+            self.step = torch.compile(self.step, dynamic=False)  # type: ignore[method-assign]
+
+    def forward(self) -> Tensor:
+        """See `Method`."""
+        if self.single:
+            return TorchMethod.forward(self)
+        with torch.no_grad():
+            h, W = self.h0, self.W.mT
+            path = torch.empty(self.case.shape)
+            path[0] = h
+            for t in range(1, len(path)):
+                h = self.step(h, W, torch.randn(self.state, generator=self.generator) if self.scale else None)
+                path[t] = h
+        return path
+
+    def solve(self) -> Tensor:
+        """See `TorchMethod`."""
+        return self.loop()
+
+
+class _Drift(nn.Module):
+    """The network as users of torchsde and torchdiffeq write it, with a fused matrix product; y is (…, N)."""
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.W = nn.Parameter(case.weights.clone())
+        self.rate, self.noise_std, self.shape = 1 / case.tau, case.noise_std, case.shape[1:]
+
+    def f(self, t: Any, y: Tensor) -> Tensor:
+        h = y.view(self.shape)
+        return torch.baddbmm(h, h.tanh(), self.W.mT, beta=-self.rate, alpha=self.rate).view(y.shape)
+
+    def g(self, t: Any, y: Tensor) -> Tensor:
+        return torch.full_like(y, self.noise_std)
+
+    def forward(self, t: Any, y: Tensor) -> Tensor:
+        return self.f(t, y)
+
+
+class Torchsde(TorchMethod):
+    """torchsde.sdeint, Euler, with its default Brownian motion; states (M K, N)."""
+
+    solver = "sdeint"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        import torchsde
+
+        self.sde = _Drift(case)
+        self.W = self.sde.W
+        self.integrate = getattr(torchsde, self.solver)
+
+    def solve(self) -> Tensor:
+        """See `TorchMethod`."""
+        return self.integrate(self.sde, self.h0.flatten(0, 1), self.case.times, method="euler", dt=self.case.dt)
+
+
+class TorchsdeAdjoint(Torchsde):
+    """torchsde.sdeint_adjoint; without gradient it is `sdeint`."""
+
+    solver = "sdeint_adjoint"
+    passes = (BACKWARD,)
+
+
+class Torchdiffeq(TorchMethod):
+    """torchdiffeq.odeint, Euler; states (M, K, N)."""
+
+    solver = "odeint"
+    noise = False
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        import torchdiffeq
+
+        self.ode = _Drift(case)
+        self.W = self.ode.W
+        self.integrate = getattr(torchdiffeq, self.solver)
+
+    def solve(self) -> Tensor:
+        """See `TorchMethod`."""
+        return self.integrate(self.ode, self.h0, self.case.times, method="euler")
+
+
+class TorchdiffeqAdjoint(Torchdiffeq):
+    """torchdiffeq.odeint_adjoint; without gradient it is `odeint`."""
+
+    solver = "odeint_adjoint"
+    passes = (BACKWARD,)
+
+
+def _peer(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is not installed; pip install 'neurosde[peers]'") from error
+
+
+class JaxMethod(Method):
+    """A jitted simulator of one network, mapped over networks by lax.map or vmap, whichever is quicker."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.jax = jax = _peer("jax")
+        self.key = jax.random.key(case.seed)
+        self.W, self.h0 = jax.numpy.asarray(case.weights.numpy()), jax.numpy.asarray(case.h0.numpy())
+        # (M, T, K, N): each network's path is contiguous
+        self.cotangent = jax.numpy.asarray(case.cotangent.transpose(0, 1).contiguous().numpy())
+        self.chosen: dict[str, Any] = {}
+
+    def one(self, which: str, W: Any, h0: Any, key: Any) -> Any:
+        """Path (T, K, N) of one network, for the pass `which`."""
+        raise NotImplementedError
+
+    def forward(self) -> Any:
+        """See `Method`."""
+        return self._quickest(FORWARD)(self.W, self.h0, self.key)
+
+    def backward(self) -> Any:
+        """See `Method`; the path is an output too, as it is with torch."""
+        return self._quickest(BACKWARD)(self.W, self.h0, self.key, self.cotangent)[1]
+
+    def path(self, result: Any) -> Tensor:
+        """See `Method`."""
+        return torch.from_numpy(np.array(result)).transpose(0, 1)
+
+    def weights_gradient(self, result: Any) -> Tensor:
+        """See `Method`."""
+        return torch.from_numpy(np.array(result[0]))
+
+    def _quickest(self, which: str) -> Any:
+        """Compile both ways of mapping over networks, time each once, keep the quicker."""
+        if which not in self.chosen:
+            ways = ["vmap"] if len(self.W) == 1 else ["map", "vmap"]
+            arguments = (self.W, self.h0, self.key) + ((self.cotangent,) if which == BACKWARD else ())
+            taken = {}
+            for way in ways:
+                run = self._compiled(which, way)
+                run(*arguments)
+                start = time.perf_counter()
+                run(*arguments)
+                taken[time.perf_counter() - start] = run
+            self.chosen[which] = taken[min(taken)]
+        return self.chosen[which]
+
+    def _compiled(self, which: str, way: str) -> Any:
+        jax = self.jax
+
+        def simulate(W: Any, h0: Any, key: Any) -> Any:
+            keys = jax.random.split(key, len(W))
+            if way == "vmap":
+                return jax.vmap(partial(self.one, which))(W, h0, keys)
+            return jax.lax.map(lambda arguments: self.one(which, *arguments), (W, h0, keys))
+
+        def differentiate(W: Any, h0: Any, key: Any, cotangent: Any) -> Any:
+            path, pull = jax.vjp(lambda W, h0: simulate(W, h0, key), W, h0)
+            return path, pull(cotangent)
+
+        run = jax.jit(simulate if which == FORWARD else differentiate)
+        return lambda *arguments: jax.block_until_ready(run(*arguments))
+
+
+class JaxScan(JaxMethod):
+    """jax.lax.scan over the steps."""
+
+    def one(self, which: str, W: Any, h0: Any, key: Any) -> Any:
+        """See `JaxMethod`; scan emits the state before each of T steps, so the last step is one too many."""
+        jax, c = self.jax, self.case
+        decay, gain, scale = 1 - c.dt / c.tau, c.dt / c.tau, math.sqrt(c.dt) * c.noise_std
+
+        def step(h: Any, key: Any) -> Any:
+            following = decay * h + gain * (jax.numpy.tanh(h) @ W.T)
+            if scale:
+                following = following + scale * jax.random.normal(key, h.shape)
+            return following, h
+
+        keys = jax.random.split(key, c.shape[0]) if scale else None
+        return jax.lax.scan(step, h0, keys, length=c.shape[0])[1]
+
+
+class Diffrax(JaxMethod):
+    """diffrax.Euler with its default adjoint; time counts steps, so that no rounding adds one."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.diffrax, self.lineax = _peer("diffrax"), _peer("lineax")
+
+    def one(self, which: str, W: Any, h0: Any, key: Any) -> Any:
+        """See `JaxMethod`."""
+        jax, dfx, c = self.jax, self.diffrax, self.case
+        steps, scale = c.shape[0] - 1, math.sqrt(c.dt) * c.noise_std
+        options: dict[str, Any] = {"saveat": dfx.SaveAt(t0=True, steps=True), "max_steps": steps}
+        terms = dfx.ODETerm(lambda t, h, args: c.dt / c.tau * (jax.numpy.tanh(h) @ W.T - h))
+        if scale:
+            shape = jax.ShapeDtypeStruct(h0.shape, h0.dtype)
+            if which == FORWARD:  # the quicker noise, which has no reverse mode
+                noise, options["adjoint"] = dfx.UnsafeBrownianPath(shape, key), dfx.ForwardMode()
+            else:
+                noise = dfx.VirtualBrownianTree(0.0, float(steps), 0.5, shape, key)
+            sigma = self.lineax.DiagonalLinearOperator(jax.numpy.full_like(h0, scale))
+            terms = dfx.MultiTerm(terms, dfx.ControlTerm(lambda t, h, args: sigma, noise))
+        return dfx.diffeqsolve(terms, dfx.Euler(), 0.0, float(steps), 1.0, h0, **options).ys
+
+
+class Numba(Method):
+    """numba's parallel loops over networks and trials; no gradient."""
+
+    passes = (FORWARD,)
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        numba = _peer("numba")
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self.run = numba.njit(parallel=True, fastmath=True)(_numba_loops(numba.prange))
+
+    def forward(self) -> np.ndarray:
+        """See `Method`."""
+        c = self.case
+        return self.run(c.weights.numpy(), c.h0.numpy(), c.shape[0], c.dt / c.tau, math.sqrt(c.dt) * c.noise_std)
+
+    def path(self, result: np.ndarray) -> Tensor:
+        """See `Method`."""
+        return torch.from_numpy(result).permute(2, 0, 1, 3)
+
+
+def _numba_loops(prange: Any) -> Any:
+    def simulate(W, h0, T, gain, scale):  # type: ignore[no-untyped-def]
+        M, K, N = h0.shape
+        gain, scale = np.float32(gain), np.float32(scale)
+        path = np.empty((M, K, T, N), np.float32)
+        for run in prange(M * K):
+            m, k = run // K, run % K
+            x = np.empty(N, np.float32)
+            path[m, k, 0] = h0[m, k]
+            for t in range(T - 1):
+                h = path[m, k, t]
+                for j in range(N):
+                    x[j] = np.tanh(h[j])
+                for i in range(N):
+                    drive = np.float32(0)
+                    for j in range(N):
+                        drive += W[m, i, j] * x[j]
+                    following = h[i] + gain * (drive - h[i])
+                    if scale > 0:
+                        following += scale * np.float32(np.random.standard_normal())  # noqa: NPY002
+                    path[m, k, t + 1, i] = following
+        return path
+
+    return simulate
+
+
+METHODS: dict[str, tuple[str, type[Method]]] = {
+    "neurosde-julia": ("neurosde julia", NeurosdeJulia),
+    "neurosde-torch": ("neurosde torch", NeurosdeTorch),
+    "neurosde-auto": ("neurosde auto", Neurosde),
+    "torch-loop": ("torch loop", TorchLoop),
+    "torch-compile": ("torch.compile", TorchCompile),
+    "torchsde": ("torchsde.sdeint", Torchsde),
+    "torchsde-adjoint": ("torchsde.sdeint_adjoint", TorchsdeAdjoint),
+    "torchdiffeq": ("torchdiffeq.odeint", Torchdiffeq),
+    "torchdiffeq-adjoint": ("torchdiffeq.odeint_adjoint", TorchdiffeqAdjoint),
+    "jax": ("jax.lax.scan", JaxScan),
+    "diffrax": ("diffrax Euler", Diffrax),
+    "numba": ("numba", Numba),
+}

@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from neurosde.cli import main
+from neurosde.evaluation.simulation_benchmark import (
+    TASKS,
+    SimulationBenchmark,
+    Task,
+    reach_table,
+    simulation_benchmark,
+    times_figure,
+    times_table,
+)
+from neurosde.evaluation.simulation_peers import BACKWARD, FORWARD, METHODS, Case, TorchLoop
+
+QUICK = ("neurosde-torch", "torch-loop", "torchsde", "torchsde-adjoint", "torchdiffeq", "torchdiffeq-adjoint")
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 5, 12, 0.0), (1, 3, 5, 12, 0.0), (4, 3, 5, 12, 0.0), (4, 3, 5, 12, 0.2)])
+def test_every_method_follows_the_scheme(sizes):
+    case = Case.draw(*sizes, dt=0.1, tau=1.3, g=1.5, seed=1)
+    h = case.h0.double().requires_grad_()
+    W = case.weights.double().requires_grad_()
+    expected, state = [h], h
+    for _ in range(sizes[3] - 1):
+        state = state + case.dt / case.tau * (torch.einsum("mij,mkj->mki", W, state.tanh()) - state)
+        expected.append(state)
+    path = torch.stack(expected)
+    gradients = torch.autograd.grad(path, (W, h), case.cotangent.double())
+    for method in QUICK:
+        simulator = METHODS[method][1](case)
+        if case.noise_std > 0:
+            if simulator.noise:
+                assert simulator.path(simulator.solve().detach()).shape == path.shape
+                assert all(torch.isfinite(gradient).all() for gradient in simulator.backward())
+            continue
+        for result in (simulator.forward(), simulator.solve().detach()):
+            torch.testing.assert_close(simulator.path(result).double(), path.detach(), rtol=1e-5, atol=1e-5)
+        if method.endswith("adjoint"):  # continuous adjoints are off by O(dt)
+            continue
+        for found, gradient in zip(simulator.backward(), gradients, strict=True):
+            torch.testing.assert_close(found.double(), gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_every_method_has_its_strength():
+    sigma, dt = 0.3, 0.1
+    case = Case.draw(50, 4, 20, 3, sigma, dt=dt, tau=1.0, g=1.5, seed=2)
+    drift = torch.einsum("mij,mkj->mki", case.weights, case.h0.tanh()) - case.h0
+    for method in ("neurosde-torch", "torch-loop", "torchsde"):
+        simulator = METHODS[method][1](case)
+        for result in (simulator.forward(), simulator.solve().detach()):
+            noise = (simulator.path(result)[1] - case.h0 - dt * drift) / dt**0.5
+            assert abs(noise.std() / sigma - 1) < 5 / (2 * noise.numel()) ** 0.5
+
+
+def test_operations_and_sizes():
+    task = Task(networks=3, trials=7, N=11, T=5)
+    products = 3 * 7 * 4 * 11**2  # networks x trials x steps, each W times a vector
+    assert task.flops(FORWARD) == 2 * products and task.flops(BACKWARD) == 6 * products
+    assert TASKS["B"].scaled(0.01) == Task(10, 10, 50, 100) and TASKS["C"].scaled(0.25) == Task(1, 16, 1000, 200)
+    assert TASKS["A"].scaled(0.001) == TASKS["A"]
+
+
+def test_data_are_labelled_and_the_floor_follows_from_the_peak():
+    tasks, saved, threads = ("A", "B-noise"), [], torch.get_num_threads()
+    methods = ("torch-loop", "torchdiffeq", "neurosde-auto")
+    config = SimulationBenchmark(tasks, methods, repeats=2, scale=0.003, dataset=False, threads=1)
+    data = simulation_benchmark(config, lambda data: saved.append(float(data.results.count())))
+    assert data.results.dims == ("task", "pass", "method", "repeat") and data.results.attrs["units"] == "s"
+    assert len(saved) == 4 and saved == sorted(saved)
+    assert data.attrs["left_out"] == "{}"
+    there = data.results.notnull().all("repeat")
+    assert there.isel(method=[0, 2]).all()
+    assert there.isel(method=1).sel(task="A").all() and not there.isel(method=1).sel(task="B-noise").any()
+    for task in tasks:
+        flops = TASKS[task].scaled(config.scale).flops(FORWARD)
+        floor = data.floor.sel(task=task)
+        np.testing.assert_allclose(floor.sel({"pass": FORWARD}), flops / (1e9 * data.peak))
+        np.testing.assert_allclose(floor.sel({"pass": BACKWARD}), 3 * floor.sel({"pass": FORWARD}))
+    assert (data.path_error.sel(task="A") < 1e-5).all() and (data.gradient_error.sel(task="A") < 1e-4).all()
+    assert data.attrs["torch_version"] == torch.__version__
+    assert data.attrs["threads"] == 1 and torch.get_num_threads() == threads
+    table = times_table(data)
+    assert table.count("\n") == 6 and "| neurosde auto |" in table
+    assert "| A forward: torchsde.sdeint | – | 50 | – | – |" in reach_table(data)
+    assert len(times_figure(data).axes) == 4
+
+
+def test_a_method_on_another_path_is_left_out(monkeypatch):
+    class Wrong(TorchLoop):
+        def forward(self):
+            return super().forward() * 1.01
+
+    monkeypatch.setitem(METHODS, "torchsde", ("wrong", Wrong))
+    config = SimulationBenchmark(("A",), ("torchsde", "torch-loop"), repeats=1, scale=0.01, dataset=False, threads=1)
+    data = simulation_benchmark(config)
+    times = data.results.sel({"task": "A", "pass": FORWARD, "repeat": 0}).to_numpy()
+    assert np.isnan(times[0]) and times[1] > 0
+    assert "its path is off by 1.0e-02" in next(iter(json.loads(data.attrs["left_out"])))
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"tasks": ("A", "E")}, "tasks must be some of A, B, B-noise, C, D; got E"),
+        ({"methods": ("torch-loop", "tensorflow")}, "methods must be some of .*torch-loop.*; got tensorflow"),
+        ({"methods": ()}, "got none"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"scale": 0.0}, "scale must be"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        SimulationBenchmark(**options)
+
+
+def test_the_command_writes_data_and_figure_and_says_what_is_missing(tmp_path, capsys):
+    out = tmp_path / "results" / "simulate.nc"
+    methods = ["torch-loop", "neurosde-auto", "numba"]
+    command = ["benchmark", "simulate", "--tasks", "D", "--methods", *methods, "--repeats", "1", "--scale", "0.004"]
+    command += ["--threads", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "| torch loop |" in said.out and "build-dataset, task B:" in said.out
+    assert (out.parent / "simulate.png").stat().st_size > 1000 and len(list(out.parent.iterdir())) == 2
+    with xr.open_dataset(out) as data:
+        assert list(data["pass"].values) == [FORWARD, BACKWARD] and (data.build_dataset[:, 0] > 0).all()
+        assert json.loads(data.attrs["config"])["scale"] == 0.004
+        if data.attrs["numba_version"] == "not installed":
+            assert "numba is not installed; pip install 'neurosde[peers]'" in said.out
+    assert main(["benchmark", "simulate", "--tasks", "Z"]) == 2
+    assert "tasks must be some of" in capsys.readouterr().err
+
+
+def test_interrupted_it_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
+    class Interrupted(TorchLoop):
+        def backward(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(METHODS, "torchsde", ("interrupted", Interrupted))
+    out = tmp_path / "simulate.nc"
+    command = ["benchmark", "simulate", "--tasks", "A", "--methods", "torchsde", "torch-loop", "--repeats", "1"]
+    assert main([*command, "--scale", "0.01", "--threads", "1", "--out", str(out)]) == 130
+    assert "interrupted: this is what was measured" in capsys.readouterr().out
+    with xr.open_dataset(out) as data:
+        assert data.results.sel({"pass": FORWARD}).notnull().all()
+        assert data.results.sel({"pass": BACKWARD}).isnull().all()
