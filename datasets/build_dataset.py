@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from neurosde.brownian import BrownianPath
+from neurosde.brownian import BrownianSeeds
 from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, Gaussian, make_ensemble
 from neurosde.datasets.store import CubeWriter
 from neurosde.engines import EngineName
@@ -141,21 +141,18 @@ def simulate_block(c: DatasetConfig, first: int, count: int) -> dict[str, np.nda
     """Draw and simulate networks first … first + count − 1 in one batched call: the cube's variables, named."""
     seeds = [network_seeds(c.seed, k) for k in range(first, first + count)]
     draws = [c.ensemble.sample(c.N, torch.Generator().manual_seed(of_weights)) for of_weights, _ in seeds]
-    steps = c.burn_in + c.T - 1
     h0 = torch.empty(count, c.num_trials, c.N)
     current = torch.zeros(count, 1, c.N)
-    noise = torch.empty(steps, count, c.num_trials, c.N) if c.noise_std > 0 else None
     for row, (_, of_dynamics) in enumerate(seeds):
         generator = torch.Generator().manual_seed(of_dynamics)
         h0[row] = c.initial_std * torch.randn(c.num_trials, c.N, generator=generator)
         if c.input_std > 0:
             current[row] = c.input_std * torch.randn(1, c.N, generator=generator)
-        if noise is not None:
-            noise[:, row] = BrownianPath.sample((c.num_trials, c.N), steps, c.dt, generator=generator).increments
     weights = torch.stack([draw.weights for draw in draws]).float()
     simulate = partial(
-        simulate_rate_network, weights.unsqueeze(1), h0, steps + 1, c.dt, c.tau, current if c.input_std > 0 else None,
-        c.noise_std, drive=c.drive, engine=c.engine, bm=None if noise is None else BrownianPath(noise, c.dt),
+        simulate_rate_network, weights.unsqueeze(1), h0, c.burn_in + c.T, c.dt, c.tau,
+        current if c.input_std > 0 else None, c.noise_std, drive=c.drive, engine=c.engine,
+        bm=BrownianSeeds([of_dynamics for _, of_dynamics in seeds]) if c.noise_std > 0 else None,
     )  # fmt: skip
     with torch.no_grad():
         x, h = simulate(return_h=True) if c.voltage or c.burn_in > 0 else (simulate(), None)

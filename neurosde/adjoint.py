@@ -66,6 +66,9 @@ def integrate(
     Returns:
         x and h, each (steps + 1, M, K, N), None where not asked for (h is also returned where the adjoint needs it).
     """
+    if not (torch.is_grad_enabled() and problem.requires_grad):
+        with torch.no_grad():
+            return engine.forward(problem, activity=activity, voltage=voltage)
     tensors = [getattr(problem, name) for name in TENSORS]
     # ∂L/∂a needs h itself, and so does a nonlinearity whose slope the activity does not tell.
     tape = voltage or problem.decay.requires_grad or problem.phi.slope_from_output is None

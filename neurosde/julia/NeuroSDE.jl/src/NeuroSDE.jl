@@ -18,4 +18,10 @@ include("adjoint.jl")
 include("api.jl")
 include("server.jl")
 
+# What a worker runs first is kept in the package's cache (types from Julia 1.5 on, machine code from 1.9 on).
+precompile(serve, (Int, Int, Int))
+for T in (Float32, Float64)
+    precompile(compute!, (Reader, Vector{Workspace{T}}, Int64, Tanh, Cint))
+end
+
 end

@@ -17,40 +17,18 @@ struct Cotangents{T}
     increments::Field{T}  # (step, network, trial)
 end
 
-# Tiles of Ŵᵀλ + gx.
-struct BackTile{T}
-    outer::Ptr{T}
-    out::Ptr{T}
-    row::Int
-end
-@inline at_vector(c::BackTile{T}, r::Int) where {T} = BackTile{T}(c.outer + r * REGISTER_BYTES, c.out + r * REGISTER_BYTES, c.row)
-@inline at_column(c::BackTile{T}, k::Int) where {T} = BackTile{T}(c.outer + k * c.row, c.out + k * c.row, c.row)
-@inline start(c::BackTile{T}, r::Int, k::Int) where {T} = vload(Vec{lanes(T),T}, c.outer + (k * c.row + r * REGISTER_BYTES))
-@inline finish!(c::BackTile, r::Int, k::Int, acc) = vstore!(c.out + (k * c.row + r * REGISTER_BYTES), acc)
-
-# Tiles of ∂L/∂Ŵ: rows i of the accumulator are columns of the tile, its numbers j are vectors.
-struct WeightTile{T}
-    out::Ptr{T}
-    row::Int
-end
-@inline at_vector(c::WeightTile{T}, r::Int) where {T} = WeightTile{T}(c.out + r * REGISTER_BYTES, c.row)
-@inline at_column(c::WeightTile{T}, i::Int) where {T} = WeightTile{T}(c.out + i * c.row, c.row)
-@inline start(c::WeightTile{T}, r::Int, i::Int) where {T} = vload(Vec{lanes(T),T}, c.out + (i * c.row + r * REGISTER_BYTES))
-@inline finish!(c::WeightTile, r::Int, i::Int, acc) = vstore!(c.out + (i * c.row + r * REGISTER_BYTES), acc)
-
 # From this many neurons on, a chunk is packed before it is multiplied: its rows lie on too many pages and cache lines.
 const REPACK = 256
 
 "Add Σ λ xᵀ over the rows of two chunks to the sums; `scratch` has room for both, packed, or is C_NULL."
-function outer_products!(tile::WeightTile{T}, p::TilePlan, x::Ptr{T}, lambda::Ptr{T}, terms::Int, N::Int, scratch::Ptr{T}) where {T}
-    V = Vec{lanes(T),T}
+function outer_products!(tile::Tile{T}, p::TilePlan, x::Ptr{T}, lambda::Ptr{T}, terms::Int, N::Int, scratch::Ptr{T}) where {T}
     if scratch == C_NULL
-        product!(tile, V, p, x, N * sizeof(T), lambda, N * sizeof(T), sizeof(T), terms, N)
+        product!(tile, p, x, N * sizeof(T), lambda, N * sizeof(T), sizeof(T), terms, N)
     else
         packed_lambda = scratch + terms * p.vectors * REGISTER_BYTES
         pack!(scratch, x, N, p, false, terms)
         pack_columns!(packed_lambda, lambda, terms, N, p.width)
-        product!(tile, V, p, scratch, 0, packed_lambda, 0, sizeof(T), terms, N)
+        product!(tile, p, scratch, 0, packed_lambda, 0, sizeof(T), terms, N)
     end
     nothing
 end
@@ -61,12 +39,12 @@ chunk_steps(steps::Int, trials::Int, N::Int) = clamp(cld(N < REPACK ? 96 : 256, 
 function adjoint_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
     slab = trials * p.neurons
     S = chunk_steps(p.steps, trials, p.neurons)
-    room(packed_length(p.neurons, plan, T), T) + room(plan.vectors * lanes(T), T) + 4room(slab, T) +
+    room(packed_length(p.neurons, plan, T), T) + 4room(slab, T) +
         room(S * slab, T) + room((S + 1) * slab, T) + force_room(p, trials) +
         (p.neurons >= REPACK ? room(S * trials * (p.neurons + plan.vectors * lanes(T)), T) : 0)
 end
 
-@inline vfma_slope(phi) = (x, u, rest) -> vfma(slope(phi, x), u, rest)
+@inline with_slope(phi) = (x, through, a, later) -> vfma(slope(phi, x), through, vmul(a, later))
 
 "Sum of a slab's trials (or each of them, where the field has trials) added to a field's rows."
 @inline function accumulate!(f::Field{T}, t::Int, m::Int, first::Int, trials::Int, N::Int, a::Ptr{T}, b::Ptr{T}) where {T}
@@ -82,7 +60,6 @@ end
 function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
                        m::Int, first::Int, trials::Int, part::Int) where {T}
     N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
-    V = Vec{lanes(T),T}
     plan = plan_tiles(cld(N, lanes(T)), trials)
     repack = N >= REPACK
     sums_plan = plan_tiles(cld(N, lanes(T)), N, repack)
@@ -99,17 +76,15 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
         packed = take!(w, packed_length(N, plan, T))
         pack!(packed, p.weights + m * N * N * sz, N, plan, false)
         decay = take!(w, slab)
-        for k in 0:trials-1
-            gather!(decay + k * N * sz, p.decay, 0, m, 0, 1, N)
-        end
+        gather_decay!(decay, p, m, trials)
         outer, through, direct = take!(w, slab), take!(w, slab), take!(w, slab)
         xs, lambdas = take!(w, S * slab), take!(w, (S + 1) * slab)
         repacked = repack ? take!(w, S * trials * (N + padded)) : Ptr{T}(C_NULL)
         null = Ptr{T}(C_NULL)
         noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
-        force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}(null, null, null, null, false)
+        force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}()
         d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network, out.input.trial, 1)
-        isempty(gx) && map!(_ -> vconst(V, 0), outer, outer, slab)
+        isempty(gx) && map!(v -> vconst(typeof(v), 0), outer, outer, slab)
 
         filled = 0
         large = large_step(p, trials)
@@ -127,9 +102,8 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
             end
             isempty(gx) || gather!(outer, gx, t, m, first, trials, N)
             if t < p.steps
-                product!(BackTile{T}(outer, through, N * sz), V, plan, packed, 0, later, sz, N * sz, N, trials)
-                map2!(vmul, now, decay, later, slab)
-                map3!(vfma_slope(p.phi), now, at, through, now, slab)
+                product!(Tile{T}(outer, through, N * sz), plan, packed, 0, later, sz, N * sz, N, trials)
+                map4!(with_slope(p.phi), now, at, through, decay, later, slab)
             else
                 map2!((x, u) -> vmul(slope(p.phi, x), u), now, at, outer, slab)
             end
@@ -144,7 +118,7 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
                 accumulate!(out.decay, part, m, first, trials, N, later, direct)
             end
             if !isempty(out.sigma)
-                map!(v -> vmul(v, vconst(V, p.noise.scale)), through, later, slab)
+                map!(v -> vmul(v, vconst(typeof(v), p.noise.scale)), through, later, slab)
                 accumulate!(out.sigma, part, m, first, trials, N, through, increments!(force, p, t, m, first, trials))
             end
             if !isempty(out.increments)
@@ -153,7 +127,7 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
             end
             filled += 1
             if filled == S || t == 0
-                weights_wanted && outer_products!(WeightTile{T}(sums, padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
+                weights_wanted && outer_products!(Tile{T}(sums, sums, padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
                 t == 0 && (isempty(out.state) || scatter!(out.state, now, 0, m, first, trials, N))
                 unsafe_copyto!(lambdas, now, slab)
                 filled = 0

@@ -1,63 +1,35 @@
 # Forward: Euler–Maruyama, strong and weak order 1 (the noise is additive).
+#
+# A step is two passes: elementwise x = φ(h) and rest = a ∘ h + Î + σ ∘ dB together, then the product rest + Ŵ x.
 
-# Tiles of a step: acc = a ∘ h + f + Ŵ x. `FORCED` says whether there is a force f.
-struct StepTile{T,FORCED}
-    old::Ptr{T}
-    new::Ptr{T}
-    force::Ptr{T}
-    decay::Ptr{T}
-    row::Int  # bytes per trial
-end
-
-@inline function at_column(c::StepTile{T,FORCED}, k::Int) where {T,FORCED}
-    skip = k * c.row
-    StepTile{T,FORCED}(c.old + skip, c.new + skip, c.force + skip, c.decay, c.row)
-end
-
-@inline function start(c::StepTile{T,FORCED}, r::Int, k::Int) where {T,FORCED}
-    V = Vec{lanes(T),T}
-    vector = r * REGISTER_BYTES
-    at = k * c.row + vector
-    a, h = vload(V, c.decay + vector), vload(V, c.old + at)
-    FORCED ? vfma(a, h, vload(V, c.force + at)) : vmul(a, h)
-end
-
-@inline finish!(c::StepTile, r::Int, k::Int, acc) = vstore!(c.new + (k * c.row + r * REGISTER_BYTES), acc)
-
-@inline function at_vector(c::S, r::Int) where {S<:StepTile}
-    skip = r * REGISTER_BYTES
-    S(c.old + skip, c.new + skip, c.force + skip, c.decay + skip, c.row)
-end
-
-# Force f = Î + σ ∘ dB of a unit, as slabs: `base` the input, `sigma` the noise's scale, `z` the normals.
+# Force f = Î + σ ∘ dB of a unit, as slabs: `base` the input, `sigma` the noise's scale, `z` room for the normals; each
+# C_NULL where there is none.
 struct Force{T}
-    out::Ptr{T}
     base::Ptr{T}
     sigma::Ptr{T}
     z::Ptr{T}
-    varies::Bool  # with time
 end
-
-forced(p::Problem) = !isempty(p.input) || !isempty(p.noise)
+Force{T}() where {T} = Force{T}(C_NULL, C_NULL, C_NULL)
 
 function force_room(p::Problem{T}, trials::Int) where {T}
     slab = trials * p.neurons
-    (isempty(p.input) ? 0 : room(slab, T)) + (isempty(p.noise) ? 0 : 2room(slab, T) + room(slab + 2GROUP, T))
+    (isempty(p.input) ? 0 : room(slab, T)) + (isempty(p.noise) ? 0 : room(slab, T) + room(slab + 2GROUP, T))
 end
 
 function prepare_force!(w::Workspace{T}, p::Problem{T}, m::Int, first::Int, trials::Int) where {T}
     N, slab = p.neurons, trials * p.neurons
-    null = Ptr{T}(C_NULL)
-    base = isempty(p.input) ? null : take!(w, slab)
-    isempty(p.input) || gather!(base, p.input, 0, m, first, trials, N)
-    isempty(p.noise) && return Force{T}(base, base, null, null, p.input.step != 0)
-    out, sigma, z = take!(w, slab), take!(w, slab), take!(w, slab + 2GROUP)
-    gather!(sigma, p.sigma, 0, m, first, trials, N)
-    scale = p.noise.scale
-    for i in 1:slab
-        unsafe_store!(sigma, unsafe_load(sigma, i) * scale, i)
+    base = sigma = z = Ptr{T}(C_NULL)
+    if !isempty(p.input)
+        base = take!(w, slab)
+        gather!(base, p.input, 0, m, first, trials, N)
     end
-    Force{T}(out, base, sigma, z, p.input.step != 0)
+    if !isempty(p.noise)
+        sigma, z = take!(w, slab), take!(w, slab + 2GROUP)
+        gather!(sigma, p.sigma, 0, m, first, trials, N)
+        scale = p.noise.scale
+        map!(v -> vmul(v, splat(typeof(v), scale)), sigma, sigma, slab)
+    end
+    Force{T}(base, sigma, z)
 end
 
 "Increments (over their scale) of step t as a slab."
@@ -68,64 +40,90 @@ end
     normals!(f.z, key, t, unsafe_load(p.noise.firsts, m + 1) + first * N, trials * N)
 end
 
-@inline function force!(f::Force{T}, p::Problem{T}, t::Int, m::Int, first::Int, trials::Int) where {T}
+"x = φ(h) and rest = a ∘ h + f at step t."
+@inline function neurons!(x::Ptr{T}, rest::Ptr{T}, decay::Ptr{T}, h::Ptr{T}, f::Force{T}, p::Problem{T}, t::Int, m::Int, first::Int, trials::Int) where {T}
     slab = trials * p.neurons
-    f.varies && gather!(f.base, p.input, t, m, first, trials, p.neurons)
-    isempty(p.noise) && return nothing
-    z = increments!(f, p, t, m, first, trials)
-    if f.base == C_NULL
-        map2!(vmul, f.out, f.sigma, z, slab)
+    p.input.step == 0 || gather!(f.base, p.input, t, m, first, trials, p.neurons)
+    if isempty(p.noise)
+        f.base == C_NULL ? both!(p.phi, vmul, x, rest, h, (decay,), slab) : both!(p.phi, vfma, x, rest, h, (decay, f.base), slab)
     else
-        map3!(vfma, f.out, f.sigma, z, f.base, slab)
-    end
-    nothing
-end
-
-function forward_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
-    slab = trials * p.neurons
-    room(packed_length(p.neurons, plan, T), T) + 3room(slab, T) + room(plan.vectors * lanes(T), T) + force_room(p, trials)
-end
-
-"Simulate trials first … first + trials − 1 of network m; paths go to `activity` and `voltage` (either may be empty)."
-function forward_unit!(w::Workspace{T}, p::Problem{T}, activity::Field{T}, voltage::Field{T}, m::Int, first::Int, trials::Int) where {T}
-    N = p.neurons
-    plan = plan_tiles(cld(N, lanes(T)), trials)
-    reset!(w, forward_room(p, trials, plan))
-    GC.@preserve w begin
-        packed = take!(w, packed_length(N, plan, T))
-        pack!(packed, p.weights + m * N * N * sizeof(T), N, plan, true)
-        decay = take!(w, plan.vectors * lanes(T))
-        gather!(decay, p.decay, 0, m, 0, 1, N)
-        old, new, scratch = take!(w, trials * N), take!(w, trials * N), take!(w, trials * N)
-        gather!(old, p.state, 0, m, first, trials, N)
-        force = prepare_force!(w, p, m, first, trials)
-        if forced(p)
-            advance!(p, StepTile{T,true}(old, new, force.out, decay, N * sizeof(T)), packed, scratch, force, activity, voltage, plan, m, first, trials)
+        z = increments!(f, p, t, m, first, trials)
+        if f.base == C_NULL
+            both!(p.phi, (h, a, s, z) -> vfma(a, h, vmul(s, z)), x, rest, h, (decay, f.sigma, z), slab)
         else
-            advance!(p, StepTile{T,false}(old, new, old, decay, N * sizeof(T)), packed, scratch, force, activity, voltage, plan, m, first, trials)
+            both!(p.phi, (h, a, s, z, f) -> vfma(a, h, vfma(s, z, f)), x, rest, h, (decay, f.sigma, z, f.base), slab)
         end
     end
     nothing
 end
 
-@inline swapped(c::S) where {T,FORCED,S<:StepTile{T,FORCED}} = S(c.new, c.old, FORCED ? c.force : c.new, c.decay, c.row)
+@inline loads(::Type{V}, skip::Int) where {V} = ()
+@inline loads(::Type{V}, skip::Int, p, others...) where {V} = (vload(V, p + skip), loads(V, skip, others...)...)
+@inline part_loads(::Type{V}, skip::Int, count::Int) where {V} = ()
+@inline part_loads(::Type{V}, skip::Int, count::Int, p, others...) where {V} =
+    (vload_part(V, p + skip, count), part_loads(V, skip, count, others...)...)
 
-function advance!(p::Problem{T}, tile::StepTile{T}, packed::Ptr{T}, scratch::Ptr{T}, force::Force{T}, activity::Field{T}, voltage::Field{T},
-                  plan::TilePlan, m::Int, first::Int, trials::Int) where {T}
+"x = φ(h) and rest = combine(h, others...), number by number: the one's latency hides the other's memory."
+@inline function both!(phi::F, combine::G, x::Ptr{T}, rest::Ptr{T}, h::Ptr{T}, others::NTuple{K,Ptr{T}}, count::Int) where {F,G,K,T}
+    V = Vec{lanes(T),T}
+    i = 0
+    while i + lanes(T) <= count
+        skip = i * sizeof(T)
+        v = vload(V, h + skip)
+        vstore!(x + skip, phi(v))
+        vstore!(rest + skip, combine(v, loads(V, skip, others...)...))
+        i += lanes(T)
+    end
+    if i < count
+        skip, left = i * sizeof(T), count - i
+        v = vload_part(V, h + skip, left)
+        vstore_part!(x + skip, phi(v), left)
+        vstore_part!(rest + skip, combine(v, part_loads(V, skip, left, others...)...), left)
+    end
+    nothing
+end
+
+"Decay a of a unit's trials as a slab."
+@inline function gather_decay!(dst::Ptr{T}, p::Problem{T}, m::Int, trials::Int) where {T}
+    for k in 0:trials-1
+        gather!(dst + k * p.neurons * sizeof(T), p.decay, 0, m, 0, 1, p.neurons)
+    end
+    nothing
+end
+
+function forward_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
+    room(packed_length(p.neurons, plan, T), T) + 5room(trials * p.neurons, T) + force_room(p, trials)
+end
+
+"Simulate trials first … first + trials − 1 of network m; paths go to `activity` and `voltage` (either may be empty)."
+function forward_unit!(w::Workspace{T}, p::Problem{T}, activity::Field{T}, voltage::Field{T}, m::Int, first::Int, trials::Int) where {T}
     N, slab = p.neurons, trials * p.neurons
-    direct = !isempty(activity) && activity.trial == N  # x goes to its place at once, and is read from there
-    x = scratch
+    plan = plan_tiles(cld(N, lanes(T)), trials)
+    reset!(w, forward_room(p, trials, plan))
     large = large_step(p, trials)
-    for t in 0:p.steps
-        direct && (x = row(activity, t, m, first))
-        (direct || !isempty(activity) || t < p.steps) && map!(p.phi, x, tile.old, slab)
-        direct || isempty(activity) || scatter!(activity, x, t, m, first, trials, N)
-        isempty(voltage) || scatter!(voltage, tile.old, t, m, first, trials, N)
-        (t == p.steps || interrupted(p)) && break
-        large && exit_if_orphaned(p)
-        force!(force, p, t, m, first, trials)
-        product!(tile, Vec{lanes(T),T}, plan, packed, 0, x, sizeof(T), tile.row, N, trials)
-        tile = swapped(tile)
+    direct = !isempty(activity) && activity.trial == N  # x goes to its place at once, and is read from there
+    GC.@preserve w begin
+        packed = take!(w, packed_length(N, plan, T))
+        pack!(packed, p.weights + m * N * N * sizeof(T), N, plan, true)
+        decay, rest, h, next, scratch = take!(w, slab), take!(w, slab), take!(w, slab), take!(w, slab), take!(w, slab)
+        gather_decay!(decay, p, m, trials)
+        gather!(h, p.state, 0, m, first, trials, N)
+        force = prepare_force!(w, p, m, first, trials)
+        for t in 0:p.steps
+            x = direct ? row(activity, t, m, first) : scratch
+            last = t == p.steps || interrupted(p)
+            if last
+                isempty(activity) || map!(p.phi, x, h, slab)
+            else
+                neurons!(x, rest, decay, h, force, p, t, m, first, trials)
+            end
+            direct || isempty(activity) || scatter!(activity, x, t, m, first, trials, N)
+            isempty(voltage) || scatter!(voltage, h, t, m, first, trials, N)
+            last && break
+            large && exit_if_orphaned(p)
+            product!(Tile{T}(rest, next, N * sizeof(T)), plan, packed, 0, x, sizeof(T), N * sizeof(T), N, trials)
+            h, next = next, h
+        end
     end
     nothing
 end

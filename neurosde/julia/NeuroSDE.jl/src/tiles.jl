@@ -1,25 +1,33 @@
-# The one product kernel: a tile of R vectors × C columns stays in registers over the whole reduction,
+# The one product kernel: a tile of R vectors × C columns stays in registers over the whole sum,
 #
-#     acc[r, c] = start(r, c) + Σ_s A[s][r] · B[s, c],        finish(r, c, acc)
+#     to[r, c] = from[r, c] + Σ_s A[s][r] · B[s, c].
 #
-# A is read as vectors (R·W numbers per step of the sum, contiguous or at a stride), B as broadcast scalars. Forward:
+# A is read as vectors (R·W numbers per term of the sum, contiguous or at a stride), B as broadcast scalars. Forward:
 # A = Ŵ by columns, B = x; backward: A = Ŵ by rows, B = λ; gradient: A = x, B = λ, the sum over steps and trials.
 
-"""
-Compute one tile. `context` has `start(context, r, c)` and `finish!(context, r, c, acc)` for vector r, column c (from 0).
-Strides are in bytes: `a_step`, `b_step` per term of the sum, `b_column` per column.
-"""
-@generated function tile!(context, ::Type{V}, ::Val{R}, ::Val{C}, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
-                          b_column::Int, terms::Int) where {W,T,V<:Vec{W,T},R,C}
+"What is added to and where the result goes: columns `column` bytes apart."
+struct Tile{T}
+    from::Ptr{T}
+    to::Ptr{T}
+    column::Int
+end
+@inline moved(tile::Tile{T}, bytes::Int) where {T} = Tile{T}(tile.from + bytes, tile.to + bytes, tile.column)
+
+"Compute one tile. Strides are in bytes: `a_step`, `b_step` per term of the sum, `b_column` per column."
+@generated function tile!(tile::Tile{T}, ::Val{R}, ::Val{C}, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int, b_column::Int,
+                          terms::Int) where {T,R,C}
+    V = Vec{lanes(T),T}
     acc(r, c) = Symbol(:acc_, r, :_, c)
-    starts = [:($(acc(r, c)) = start(context, $r, $c)) for r in 0:R-1 for c in 0:C-1]
-    loads = [:($(Symbol(:a_, r)) = vload(V, A + $(r * W * sizeof(T)))) for r in 0:R-1]
+    at(r, c) = :($c * tile.column + $(r * REGISTER_BYTES))
+    # Columns in turn: see `product!`.
+    starts = [:($(acc(r, c)) = vload($V, tile.from + $(at(r, c)))) for c in 0:C-1 for r in 0:R-1]
+    ends = [:(vstore!(tile.to + $(at(r, c)), $(acc(r, c)))) for c in 0:C-1 for r in 0:R-1]
+    loads = [:($(Symbol(:a_, r)) = vload($V, A + $(r * REGISTER_BYTES))) for r in 0:R-1]
     updates = Expr[]
     for c in 0:C-1
-        push!(updates, :(b = splat(V, unsafe_load(B + $c * b_column))))
+        push!(updates, :(b = splat($V, unsafe_load(B + $c * b_column))))
         append!(updates, [:($(acc(r, c)) = vfma($(Symbol(:a_, r)), b, $(acc(r, c)))) for r in 0:R-1])
     end
-    ends = [:(finish!(context, $r, $c, $(acc(r, c)))) for c in 0:C-1 for r in 0:R-1]  # by columns: see `product!`
     quote
         $(Expr(:meta, :inline))
         $(starts...)
@@ -78,53 +86,56 @@ num_panels(p::TilePlan) = cld(p.vectors, p.height)
 @inline panel(p::TilePlan, k::Int) = (k * p.height, min(p.height, p.vectors - k * p.height))
 
 """
-    product!(tile, V, plan, A, a_step, B, b_step, b_column, terms, columns)
+    product!(tile, plan, A, a_step, B, b_step, b_column, terms, columns)
 
-All tiles of a product. A is packed in panels (`a_step` = 0) or has its vectors side by side, `a_step` bytes per term;
-B likewise in the tiles' columns (`b_step` = 0), or strided.
-The last panel goes first: its last vector may run over the end of a column, onto numbers that the first panel then
-writes. `at_vector(tile, r)` and `at_column(tile, c)` move a tile's context.
+All tiles of a product; `tile` is that of the first vector and column. A is packed in panels (`a_step` = 0) or has its
+vectors side by side, `a_step` bytes per term; B likewise is packed in the tiles' columns (`b_step` = 0), or strided.
+
+The last panel goes first: its last vector may run over the end of a column, onto numbers of the next column that the
+first panel then writes. So `from` and `to` must not overlap, unless columns are whole vectors.
 """
-@inline function product!(tile, ::Type{V}, p::TilePlan, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int, b_column::Int,
-                          terms::Int, columns::Int) where {W,T,V<:Vec{W,T}}
+@inline function product!(tile::Tile{T}, p::TilePlan, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int, b_column::Int,
+                          terms::Int, columns::Int) where {T}
+    sz = sizeof(T)
+    packed_B = b_step == 0
+    move = packed_B ? terms * sz : b_column  # of B per column
     for k in num_panels(p)-1:-1:0
         first, R = panel(p, k)
-        skip = first * W * sizeof(T)
-        panel_A, step = a_step == 0 ? (A + terms * skip, R * W * sizeof(T)) : (A + skip, a_step)
+        skip = first * REGISTER_BYTES
+        panel_A, step = a_step == 0 ? (A + terms * skip, R * REGISTER_BYTES) : (A + skip, a_step)
         width = R == p.height ? p.width : p.rest_width
         # columns in near-equal tiles of at most `width`
         tiles = cld(columns, width)
         low, wide = divrem(columns, tiles)
-        at = at_vector(tile, first)
-        packed_B = b_step == 0
-        move = packed_B ? terms * sizeof(T) : b_column  # of B per column
-        _tiles_of_size!(at, V, R, low + 1, wide, panel_A, step, B, packed_B ? (low + 1) * sizeof(T) : b_step, b_column, move, terms)
-        skip_columns = wide * (low + 1)
-        _tiles_of_size!(at_column(at, skip_columns), V, R, low, tiles - wide, panel_A, step, B + skip_columns * move,
-                        packed_B ? low * sizeof(T) : b_step, b_column, move, terms)
+        done = wide * (low + 1)
+        at = moved(tile, skip)
+        _tiles_of_size!(at, R, low + 1, wide, panel_A, step, B, packed_B ? (low + 1) * sz : b_step, b_column, move, terms)
+        _tiles_of_size!(moved(at, done * tile.column), R, low, tiles - wide, panel_A, step, B + done * move,
+                        packed_B ? low * sz : b_step, b_column, move, terms)
     end
     nothing
 end
 
 # Static sizes out of dynamic ones: one branch per size that fits the registers.
-@generated function _tiles_of_size!(context, ::Type{V}, R::Int, C::Int, count::Int, A, a_step, B, b_step, b_column, move, terms) where {V<:Vec}
+@generated function _tiles_of_size!(tile::Tile{T}, R::Int, C::Int, count::Int, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
+                                    b_column::Int, move::Int, terms::Int) where {T}
     body = :(error("no tile of $R x $C"))
     for r in MAX_VECTORS:-1:1
         columns = :(error("no tile of $R x $C"))
         for c in 1:max_columns(r)
             columns = Expr(:if, :(C == $c),
-                :(_tiles!(context, V, Val($r), Val($c), count, A, a_step, B, b_step, b_column, move, terms)), columns)
+                :(_tiles!(tile, Val($r), Val($c), count, A, a_step, B, b_step, b_column, move, terms)), columns)
         end
         body = Expr(:if, :(R == $r), columns, body)
     end
     :(count == 0 ? nothing : $body)
 end
 
-# Not inlined: each size is compiled when it is first met.
-@noinline function _tiles!(context, ::Type{V}, r::Val, c::Val{C}, count::Int, A, a_step, B, b_step, b_column, move, terms) where {V<:Vec,C}
+@noinline function _tiles!(tile::Tile{T}, r::Val, c::Val{C}, count::Int, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
+                           b_column::Int, move::Int, terms::Int) where {T,C}
     for _ in 1:count
-        tile!(context, V, r, c, A, a_step, B, b_step, b_column, terms)
-        context = at_column(context, C)
+        tile!(tile, r, c, A, a_step, B, b_step, b_column, terms)
+        tile = moved(tile, C * tile.column)
         B += C * move
     end
     nothing

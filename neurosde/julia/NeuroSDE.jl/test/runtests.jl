@@ -22,6 +22,8 @@ end
 
 relative(a, b) = maximum(abs.(a .- b)) / maximum(abs.(b))
 
+@testset "NeuroSDE" begin
+
 @testset "elementary functions" begin
     # bounds: those that the issue of this package sets for tanh, a few units in the last place for the rest
     for (T, bound) in ((Float32, 3e-7), (Float64, 1e-14))
@@ -122,4 +124,6 @@ end
     @test_throws ArgumentError simulate(randn(3, 3), randn(3); dt = 0.1, steps = 1, phi = :cubic)
     @test_throws ArgumentError simulate(randn(3, 3), randn(3); dt = 0.1, steps = 1, sigma = 1)
     @test_throws ArgumentError simulate(randn(3, 3), randn(3); dt = 0.1, steps = 1, drive = :other)
+end
+
 end
