@@ -125,15 +125,29 @@ room(count::Int, ::Type{T}) where {T} = count + 2 * ALIGNMENT ÷ sizeof(T)
     nothing
 end
 
-"Copy a contiguous slab to a field's rows."
+"Copy a contiguous slab to a field's rows; past the caches where they are contiguous too, not in bits of cache lines."
 @inline function scatter!(f::Field{T}, src::Ptr{T}, t::Int, m::Int, first::Int, count::Int, N::Int) where {T}
     if f.trial == N
-        unsafe_copyto!(row(f, t, m, first), src, count * N)
+        stream!(row(f, t, m, first), src, count * N)
         return nothing
     end
     for k in 0:count-1
         unsafe_copyto!(row(f, t, m, first + k), src + k * N * sizeof(T), N)
     end
+    nothing
+end
+
+"Copy `count` numbers past the caches: what a simulation returns is not read again before it has ended."
+@inline function stream!(dst::Ptr{T}, src::Ptr{T}, count::Int) where {T}
+    V = Vec{lanes(T),T}
+    ahead = min(Int(-UInt(dst) % UInt(REGISTER_BYTES)) ÷ sizeof(T), count)  # to the first aligned number
+    unsafe_copyto!(dst, src, ahead)
+    i = ahead
+    while i + lanes(T) <= count
+        vstream!(dst + i * sizeof(T), vload(V, src + i * sizeof(T)))
+        i += lanes(T)
+    end
+    unsafe_copyto!(dst + i * sizeof(T), src + i * sizeof(T), count - i)
     nothing
 end
 

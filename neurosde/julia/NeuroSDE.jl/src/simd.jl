@@ -42,6 +42,21 @@ lanes(::Type{T}) where {T} = REGISTER_BYTES ÷ sizeof(T)
 @inline vload(::Type{Vec{W,T}}, p::Ptr{T}) where {W,T} = unsafe_load(Ptr{Vec{W,T}}(p))
 @inline vstore!(p::Ptr{T}, v::Vec{W,T}) where {W,T} = (unsafe_store!(Ptr{Vec{W,T}}(p), v); nothing)
 
+# A store past the caches, for what is written once and not read soon; `p` must be aligned to the vector's size. Julia 1.12
+# has no typed pointers in llvmcall any more; there a plain store does.
+@static if VERSION < v"1.12-"
+    @generated function vstream!(p::Ptr{T}, v::Vec{W,T}) where {W,T<:Real32or64}
+        vector = _llvm(W, T)
+        ir = """
+        %3 = inttoptr i64 %0 to $vector*
+        store $vector %1, $vector* %3, align $(W * sizeof(T)), !nontemporal !{i32 1}
+        ret void"""
+        :($(Expr(:meta, :inline)); Base.llvmcall($ir, Cvoid, Tuple{Ptr{$T},Vec{$W,$T}}, p, v))
+    end
+else
+    @inline vstream!(p::Ptr, v::Vec) = vstore!(p, v)
+end
+
 @generated function splat(::Type{Vec{W,T}}, x::T) where {W,T}
     t, v = _llvm(T), _llvm(W, T)
     ir = """
