@@ -29,7 +29,7 @@ from neurosde.julia.locate import find_julia
 REQUEST_WORDS = 96  # as in server.jl
 REPLY = struct.Struct("<2q")
 MESSAGE_OFFSET = 64
-OP_DESCRIBE, OP_FORWARD, OP_ADJOINT = range(3)
+OP_DESCRIBE, OP_FORWARD, OP_ADJOINT, OP_PEAK = range(4)
 DONE, FAILED, INTERRUPTED = range(3)
 PACKAGE = Path(__file__).resolve().parent / "NeuroSDE.jl"
 PATIENCE = 2.0  # seconds that an interrupted worker has to answer before it is killed
@@ -238,6 +238,18 @@ def describe() -> dict[str, str]:
     with worker.lock:
         text = worker.request([OP_DESCRIBE]).decode()
     return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def peak_flops() -> float:
+    """Single-precision operations a second of torch's number of threads, multiply–adds in registers, measured now.
+
+    Raises:
+        JuliaNotFoundError: there is no Julia.
+        JuliaWorkerError: it does not run.
+    """
+    worker = get_worker()
+    with worker.lock:
+        return float(worker.request([OP_PEAK, torch.get_num_threads()]))
 
 
 _worker: Worker | None = None

@@ -7,7 +7,7 @@
 const REQUEST_WORDS = 96
 const MESSAGE_OFFSET = 64
 const MESSAGE_BYTES = 4032
-const OP_DESCRIBE, OP_FORWARD, OP_ADJOINT = 0, 1, 2
+const OP_DESCRIBE, OP_FORWARD, OP_ADJOINT, OP_PEAK = 0, 1, 2, 3
 const DONE, FAILED, INTERRUPTED = 0, 1, 2
 const SPIN_NANOSECONDS = 1_000_000  # how long to look for the next request before sleeping
 
@@ -30,6 +30,7 @@ end
 function answer!(r::Reader, workspaces, socket::Cint)
     operation = word!(r)
     operation == OP_DESCRIBE && return DONE, description()
+    operation == OP_PEAK && return DONE, string(peak_flops(word!(r)))
     wide, phi = word!(r), ACTIVATIONS[word!(r)+1]
     done = wide == 8 ? compute!(r, workspaces[2], operation, phi, socket) : compute!(r, workspaces[1], operation, phi, socket)
     done ? DONE : INTERRUPTED, ""

@@ -196,3 +196,31 @@ end
 
 "Numbers that a packed matrix takes."
 packed_length(N::Int, p::TilePlan, ::Type{T}) where {T} = N * p.vectors * lanes(T)
+
+# Twelve chains of multiply–adds that stay in registers: enough to hide their latency, two a cycle or one.
+@generated function chains(count::Int, x::Float32)
+    V = Vec{lanes(Float32),Float32}
+    a(i) = Symbol(:a_, i)
+    quote
+        factor, summand = splat($V, x), splat($V, 1.0f0)
+        $((:($(a(i)) = splat($V, $(Float32(i)))) for i in 1:12)...)
+        for _ in 1:count
+            $((:($(a(i)) = vfma($(a(i)), factor, summand)) for i in 1:12)...)
+        end
+        +($((:($(a(i))[1].value) for i in 1:12)...))
+    end
+end
+
+"Single-precision floating-point operations a second that `threads` threads reach in registers: what no product beats."
+function peak_flops(threads::Integer)
+    count = 2_000_000
+    best = 0.0
+    for _ in 1:5
+        began = time_ns()
+        Threads.@threads for _ in 1:threads
+            chains(count, 0.5f0) > 0 || error("unreachable")
+        end
+        best = max(best, threads * count * 24 * lanes(Float32) / (time_ns() - began) * 1e9)
+    end
+    best
+end
