@@ -16,6 +16,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from neurosde.julia.locate import JuliaError
+
 
 class OptionParser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line."""
@@ -56,7 +58,7 @@ def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.N
             warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             return command(options)
-    except (ValueError, TypeError, OSError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, OverflowError, MemoryError, JuliaError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

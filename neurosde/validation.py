@@ -38,7 +38,7 @@ def as_float_tensor(value: ArrayLike | Tensor, name: str, like: Tensor | None = 
         tensor = tensor.to(like.dtype if like is not None else tensor.dtype)
     if like is not None:
         tensor = tensor.to(like.device, like.dtype)
-    if not bool(torch.isfinite(tensor.detach()).all()):
+    if not math.isfinite(float(tensor.detach().sum())) and not bool(torch.isfinite(tensor.detach()).all()):
         count = int((~torch.isfinite(tensor.detach())).sum())
         raise ValueError(f"{name} must be finite; got {count} NaN or infinite values of {tensor.numel()}.")
     return tensor

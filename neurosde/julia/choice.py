@@ -2,9 +2,9 @@
 
 Seconds of a simulation are predicted for either engine as
 
-    calls + steps · per_step + flops · per_flop + numbers · per_number,
+    call + steps · step + flops · flop + numbers · number  (+ noise per call and per number, if there is noise),
 
-numbers being N × trajectories × steps. Starting the worker is paid for once: what Julia would have saved is added up
+numbers being N × trajectories × steps, flops those of the forward matrix products. Starting the worker is paid for once: what Julia would have saved is added up
 over the calls of a process, and it is started when the sum exceeds the cost of starting. So Julia is never started for
 work that torch finishes sooner, and all calls together take at most twice the time of the best choice in hindsight
 (the ski-rental bound).
@@ -26,28 +26,27 @@ from neurosde.julia.worker import worker_running
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds; forward only, and forward with gradient."""
+    """Seconds; (forward only, forward with gradient), but for noise: (per call, per number)."""
 
     call: tuple[float, float]
     step: tuple[float, float]
     flop: tuple[float, float]
     number: tuple[float, float]
-    normal: float
+    noise: tuple[float, float]
 
     def seconds(self, work: Work) -> float:
         """Predicted time of a simulation (and its gradient, if one will be asked for)."""
         g = int(work.gradient)
         numbers = work.trajectories * work.neurons * work.steps
-        return (
-            self.call[g]
-            + work.steps * self.step[g]
-            + 2 * numbers * work.neurons * self.flop[g]
-            + numbers * (self.number[g] + (self.normal if work.noisy else 0.0))
-        )
+        seconds = self.call[g] + work.steps * self.step[g] + numbers * self.number[g]
+        seconds += 2 * numbers * work.neurons * self.flop[g]
+        if work.noisy:
+            seconds += self.noise[0] + numbers * self.noise[1]
+        return seconds
 
 
-TORCH = Costs((2e-4, 5e-4), (1e-5, 4e-5), (1e-11, 3.5e-11), (2e-9, 8e-9), 8e-9)
-JULIA = Costs((3e-4, 6e-4), (0.0, 0.0), (5e-12, 1.7e-11), (3e-10, 1.5e-9), 1e-9)
+TORCH = Costs((2e-4, 5e-4), (1e-5, 4e-5), (1e-11, 3.5e-11), (2e-9, 8e-9), (4e-4, 1e-8))
+JULIA = Costs((3e-4, 6e-4), (0.0, 0.0), (5e-12, 1.7e-11), (3e-10, 1.5e-9), (0.0, 1e-9))
 START = 3.0  # seconds to start the worker and compile its kernels
 
 _saved = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import struct
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ class JuliaEngine:
 
     def refusal(self, work: Work) -> str | None:
         """Return why such work cannot be done here, or None."""
+        if os.name != "posix":
+            return "needs Linux or macOS"
         if work.device.type != "cpu":
             return f"works on the CPU; got tensors on {work.device}"
         if work.dtype not in DTYPES:

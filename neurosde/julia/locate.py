@@ -24,7 +24,11 @@ PRIVATE = "neurosde install-julia"
 TIMEOUT = 30.0  # seconds for `julia --version`, which takes 0.1 s from a cold disk
 
 
-class JuliaNotFoundError(RuntimeError):
+class JuliaError(RuntimeError):
+    """Something is wrong with Julia; the message says what, and how to mend it."""
+
+
+class JuliaNotFoundError(JuliaError):
     """There is no Julia that neurosde could use; the message says how to get one."""
 
 

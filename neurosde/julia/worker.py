@@ -24,7 +24,7 @@ from typing import IO
 import torch
 
 from neurosde.julia.arena import Arena
-from neurosde.julia.locate import find_julia
+from neurosde.julia.locate import JuliaError, find_julia
 
 REQUEST_WORDS = 96  # as in server.jl
 REPLY = struct.Struct("<2q")
@@ -36,7 +36,7 @@ PATIENCE = 2.0  # seconds that an interrupted worker has to answer before it is 
 START_LIMIT = 120.0  # seconds for a worker to load
 
 
-class JuliaWorkerError(RuntimeError):
+class JuliaWorkerError(JuliaError):
     """The Julia worker failed or died; the message says how. The next call starts a new one."""
 
 
