@@ -100,7 +100,7 @@ class JuliaEngine:
         p = problem
         M, K, N = p.state.shape
         steps, dtype = p.steps, p.state.dtype
-        parts = 1 if M >= 8 else min(max(K // 16, 1), 4)  # as adjoint_units in adjoint.jl
+        parts = 1 if M >= 8 else min(max(K // 16, 1), 16 // M)  # whose sums are added up here
         shapes: dict[str, tuple[int, ...]] = {}
         if "state" in needs:
             shapes["state"] = (M, K, N)
@@ -126,6 +126,7 @@ class JuliaEngine:
                     found[name] = arena.allocate(math.prod(shape) * dtype.itemsize)
                     if name in ("decay", "input", "noise_std"):  # the worker adds to these
                         arena.view(found[name], shape, dtype).zero_()
+                words.append(parts)
                 words += [found["state"], 0, K * N, N, 1] if "state" in found else NONE
                 words.append(found.get("weights", -1))
                 words += [found["decay"], M * N, N, 0, 1] if "decay" in found else NONE

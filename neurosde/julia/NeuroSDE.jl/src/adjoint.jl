@@ -6,8 +6,9 @@
 # The path is the tape: x where the slope follows from it, else x is computed from h again. Products for ∂L/∂Ŵ are put
 # off until a chunk of steps has filled, then made as one update of rank steps × trials.
 
-"Gradients asked for; empty fields are not. Sums over trials are per part: see `adjoint_units`."
+"Gradients asked for; empty fields are not. Sums over trials are per part: see `adjoint_parts`."
 struct Cotangents{T}
+    parts::Int
     state::Field{T}       # (network, trial)
     weights::Ptr{T}       # (part, network, post, pre), or C_NULL
     decay::Field{T}       # (part as step, network)
@@ -56,99 +57,114 @@ end
     nothing
 end
 
-"Adjoint of trials first … first + trials − 1 of network m."
+"""
+Adjoint of trials first … first + trials − 1 of network m, in blocks of trials whose slabs stay in cache; sums go to
+those of `part`.
+"""
 function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
                        m::Int, first::Int, trials::Int, part::Int) where {T}
-    N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
-    plan = plan_tiles(cld(N, lanes(T)), trials)
-    repack = N >= REPACK
-    sums_plan = plan_tiles(cld(N, lanes(T)), N, repack)
-    S = chunk_steps(p.steps, trials, p.neurons)
-    reset!(w, adjoint_room(p, trials, plan))
+    N, sz = p.neurons, sizeof(T)
+    blocks = Units(1, trials, cld(trials, block_trials(N)))
+    most = cld(trials, blocks.parts)
+    plan = plan_tiles(cld(N, lanes(T)), most)
     padded = plan.vectors * lanes(T)
-    weights_wanted = out.weights != C_NULL
-    if weights_wanted
-        length(w.accumulators) < N * padded + lanes(T) && resize!(w.accumulators, N * padded + lanes(T))
-        fill!(view(w.accumulators, 1:N*padded), zero(T))
+    reset!(w, adjoint_room(p, most, plan))
+    if out.weights != C_NULL
+        length(w.sums) < N * padded && resize!(w.sums, N * padded)
+        fill!(view(w.sums, 1:N*padded), zero(T))
     end
     GC.@preserve w begin
-        sums = pointer(w.accumulators)
         packed = take!(w, packed_length(N, plan, T))
         pack!(packed, p.weights + m * N * N * sz, N, plan, false)
-        decay = take!(w, slab)
-        gather_decay!(decay, p, m, trials)
-        outer, through, direct = take!(w, slab), take!(w, slab), take!(w, slab)
-        xs, lambdas = take!(w, S * slab), take!(w, (S + 1) * slab)
-        repacked = repack ? take!(w, S * trials * (N + padded)) : Ptr{T}(C_NULL)
-        null = Ptr{T}(C_NULL)
-        noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
-        force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}()
-        d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network, out.input.trial, 1)
-        isempty(gx) && map!(v -> vconst(typeof(v), 0), outer, outer, slab)
-
-        filled = 0
-        large = large_step(p, trials)
-        for t in p.steps:-1:0
-            interrupted(p) && return nothing
-            large && exit_if_orphaned(p)
-            later = lambdas + filled * slab * sz  # λ[t+1]
-            now = t == p.steps ? lambdas : later + slab * sz
-            at = xs + filled * slab * sz
-            if isempty(x)
-                gather!(direct, h, t, m, first, trials, N)
-                map!(p.phi, at, direct, slab)
-            else
-                gather!(at, x, t, m, first, trials, N)
-            end
-            isempty(gx) || gather!(outer, gx, t, m, first, trials, N)
-            if t < p.steps
-                product!(Tile{T}(outer, through, N * sz), plan, packed, 0, later, sz, N * sz, N, trials)
-                map4!(with_slope(p.phi), now, at, through, decay, later, slab)
-            else
-                map2!((x, u) -> vmul(slope(p.phi, x), u), now, at, outer, slab)
-            end
-            if !isempty(gh)
-                gather!(direct, gh, t, m, first, trials, N)
-                map2!(vadd, now, now, direct, slab)
-            end
-            t == p.steps && continue
-            isempty(out.input) || accumulate!(d_input, t, m, first, trials, N, later, null)
-            if !isempty(out.decay)
-                gather!(direct, h, t, m, first, trials, N)
-                accumulate!(out.decay, part, m, first, trials, N, later, direct)
-            end
-            if !isempty(out.sigma)
-                map!(v -> vmul(v, vconst(typeof(v), p.noise.scale)), through, later, slab)
-                accumulate!(out.sigma, part, m, first, trials, N, through, increments!(force, p, t, m, first, trials))
-            end
-            if !isempty(out.increments)
-                map2!(vmul, through, force.sigma, later, slab)
-                scatter!(out.increments, through, t, m, first, trials, N)
-            end
-            filled += 1
-            if filled == S || t == 0
-                weights_wanted && outer_products!(Tile{T}(sums, sums, padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
-                t == 0 && (isempty(out.state) || scatter!(out.state, now, 0, m, first, trials, N))
-                unsafe_copyto!(lambdas, now, slab)
-                filled = 0
-            end
+        used = w.used
+        for b in 0:blocks.parts-1
+            w.used = used
+            _, skip, count, _ = unit(blocks, b)
+            adjoint_block!(w, p, x, h, gx, gh, out, plan, packed, m, first + skip, count, part)
         end
-        p.steps == 0 && !isempty(out.state) && scatter!(out.state, lambdas, 0, m, first, trials, N)
-        if weights_wanted
+        if out.weights != C_NULL
             dst = out.weights + (part * p.networks + m) * N * N * sz
             for i in 0:N-1
-                unsafe_copyto!(dst + i * N * sz, sums + i * padded * sz, N)
+                unsafe_copyto!(dst + i * N * sz, pointer(w.sums) + i * padded * sz, N)
             end
         end
     end
     nothing
 end
 
+function adjoint_block!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
+                        plan::TilePlan, packed::Ptr{T}, m::Int, first::Int, trials::Int, part::Int) where {T}
+    N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
+    null = Ptr{T}(C_NULL)
+    repack = N >= REPACK
+    sums_plan = plan_tiles(plan.vectors, N, repack)
+    padded = plan.vectors * lanes(T)
+    S = chunk_steps(p.steps, trials, N)
+    large = large_step(p, trials)
+    decay, outer, through, direct = take!(w, slab), take!(w, slab), take!(w, slab), take!(w, slab)
+    xs, lambdas = take!(w, S * slab), take!(w, (S + 1) * slab)
+    repacked = repack ? take!(w, S * trials * (N + padded)) : null
+    gather_decay!(decay, p, m, trials)
+    noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
+    force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}()
+    d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network, out.input.trial, 1)
+    isempty(gx) && map!(v -> vconst(typeof(v), 0), outer, outer, slab)
+
+    filled = 0  # steps in the chunk: rows of x[t] in `xs` and of λ[t + 1] in `lambdas`
+    for t in p.steps:-1:0
+        interrupted(p) && return nothing
+        large && exit_if_orphaned(p)
+        later = lambdas + filled * slab * sz  # λ[t+1]
+        now = t == p.steps ? lambdas : later + slab * sz
+        at = xs + filled * slab * sz
+        if isempty(x)
+            gather!(direct, h, t, m, first, trials, N)
+            map!(p.phi, at, direct, slab)
+        else
+            gather!(at, x, t, m, first, trials, N)
+        end
+        isempty(gx) || gather!(outer, gx, t, m, first, trials, N)
+        if t < p.steps
+            product!(Tile{T}(outer, through, N * sz), plan, packed, 0, later, sz, N * sz, N, trials)
+            map4!(with_slope(p.phi), now, at, through, decay, later, slab)
+        else
+            map2!((x, u) -> vmul(slope(p.phi, x), u), now, at, outer, slab)
+        end
+        if !isempty(gh)
+            gather!(direct, gh, t, m, first, trials, N)
+            map2!(vadd, now, now, direct, slab)
+        end
+        t == p.steps && continue
+        isempty(out.input) || accumulate!(d_input, t, m, first, trials, N, later, null)
+        if !isempty(out.decay)
+            gather!(direct, h, t, m, first, trials, N)
+            accumulate!(out.decay, part, m, first, trials, N, later, direct)
+        end
+        if !isempty(out.sigma)
+            map!(v -> vmul(v, vconst(typeof(v), p.noise.scale)), through, later, slab)
+            accumulate!(out.sigma, part, m, first, trials, N, through, increments!(force, p, t, m, first, trials))
+        end
+        if !isempty(out.increments)
+            map2!(vmul, through, force.sigma, later, slab)
+            scatter!(out.increments, through, t, m, first, trials, N)
+        end
+        filled += 1
+        if filled == S || t == 0
+            out.weights == C_NULL ||
+                outer_products!(Tile{T}(pointer(w.sums), pointer(w.sums), padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
+            unsafe_copyto!(lambdas, now, slab)
+            filled = 0
+        end
+    end
+    isempty(out.state) || scatter!(out.state, lambdas, 0, m, first, trials, N)
+    nothing
+end
+
 """
-Parts that each network's trials are cut into; sums over trials are made per part and added up by the caller. A matter of
-the shapes alone, so that the result does not depend on the number of threads.
+Parts that each network's trials are cut into, for `Cotangents`; sums over trials are made per part and added up by the
+caller. A matter of the shapes alone, so that the result does not depend on the number of threads.
 """
-adjoint_units(networks::Int, trials::Int) = Units(networks, trials, networks >= 8 ? 1 : clamp(trials ÷ 16, 1, 4))
+adjoint_parts(networks::Int, trials::Int) = networks >= 8 ? 1 : clamp(trials ÷ 16, 1, 16 ÷ networks)
 
 """
     adjoint!(workspaces, problem, x, h, gx, gh, out, threads) -> Bool
@@ -158,7 +174,7 @@ the path x or h; sums in `out` must hold zeros. True if it ran to its end.
 """
 function adjoint!(workspaces::Vector{Workspace{T}}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T},
                   out::Cotangents{T}, threads::Int) where {T}
-    units = adjoint_units(p.networks, p.trials)
+    units = Units(p.networks, p.trials, out.parts)
     each_unit(workspaces, units, threads) do w, i
         m, first, trials, part = unit(units, i)
         exit_if_orphaned(p)

@@ -120,7 +120,7 @@ function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_volt
     voltage = similar(activity)
     path(g) = g === nothing ? zeros(T, 0, 0, 0, 0) : Array{T}(reshape(g, size(activity)))
     gx, gh = path(d_activity), path(d_voltage)
-    parts = adjoint_units(M, K).parts
+    parts = adjoint_parts(M, K)
     d_weights, d_state = zeros(T, N, N, M, parts), zeros(T, N, K, M)
     d_decay, d_sigma = zeros(T, N, 1, M, parts), zeros(T, N, 1, M, parts)
     _, Ki, _, Si = isempty(f.input) ? (0, 0, 0, 0) : size(f.input)
@@ -132,7 +132,7 @@ function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_volt
         forward!(workspaces, p, _whole(activity), _whole(voltage), Int(threads))
         of_input = isempty(f.input) ? Field{T}() :
             Field{T}(pointer(d_input), Si == 1 ? 0 : stride(d_input, 4), stride(d_input, 3), Ki == 1 ? 0 : stride(d_input, 2), 1)
-        out = Cotangents{T}(_whole(d_state), pointer(d_weights), summed(d_decay), of_input, stride(d_input, 5),
+        out = Cotangents{T}(parts, _whole(d_state), pointer(d_weights), summed(d_decay), of_input, stride(d_input, 5),
                             isempty(p.noise) ? Field{T}() : summed(d_sigma), Field{T}())
         adjoint!(workspaces, p, _whole(activity), _whole(voltage), isempty(gx) ? Field{T}() : _whole(gx),
                  isempty(gh) ? Field{T}() : _whole(gh), out, Int(threads))

@@ -128,9 +128,11 @@ function forward_unit!(w::Workspace{T}, p::Problem{T}, activity::Field{T}, volta
     nothing
 end
 
-"Parts that each network's trials are cut into so that `threads` threads have work."
-forward_units(p::Problem, threads::Int) =
-    Units(p.networks, p.trials, p.networks >= threads ? 1 : min(p.trials, cld(threads, p.networks)))
+"Parts that each network's trials are cut into: enough for all threads, small enough for the cache."
+function forward_units(p::Problem, threads::Int)
+    parts = p.networks >= threads ? 1 : cld(threads, p.networks)
+    Units(p.networks, p.trials, min(p.trials, max(parts, cld(p.trials, block_trials(p.neurons)))))
+end
 
 """
     forward!(workspaces, problem, activity, voltage, threads) -> Bool

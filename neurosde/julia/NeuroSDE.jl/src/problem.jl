@@ -80,7 +80,7 @@ large_step(p::Problem, trials::Int) = trials * p.neurons^2 > 200_000
 mutable struct Workspace{T}
     memory::Vector{T}
     used::Int
-    accumulators::Vector{T}
+    sums::Vector{T}  # of ∂L/∂Ŵ, rows padded to whole vectors
 end
 Workspace{T}() where {T} = Workspace{T}(T[], 0, T[])
 
@@ -166,6 +166,9 @@ for (name, operands) in ((:map2!, (:a, :b)), (:map3!, (:a, :b, :c)), (:map4!, (:
         nothing
     end
 end
+
+"Most trials that are stepped together: their slabs stay in cache, and the weights are read often enough to pay for it."
+block_trials(N::Int) = max(32, 4096 ÷ N)
 
 "Units of work: every network, its trials in `parts` nearly equal parts."
 struct Units

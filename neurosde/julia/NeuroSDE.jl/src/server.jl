@@ -44,7 +44,7 @@ function compute!(r::Reader, workspaces::Vector{Workspace{T}}, operation::Int64,
     p = Problem(phi, M, K, N, steps, weights, state, decay, input, sigma, noise, Watch(Ptr{Int64}(r.memory), socket))
     operation == OP_FORWARD && return forward!(workspaces, p, field!(r, T), field!(r, T), threads)
     x, h, gx, gh = field!(r, T), field!(r, T), field!(r, T), field!(r, T)
-    out = Cotangents{T}(field!(r, T), pointer!(r, T), field!(r, T), field!(r, T), word!(r), field!(r, T), field!(r, T))
+    out = Cotangents{T}(word!(r), field!(r, T), pointer!(r, T), field!(r, T), field!(r, T), word!(r), field!(r, T), field!(r, T))
     adjoint!(workspaces, p, x, h, gx, gh, out, threads)
 end
 
