@@ -6,16 +6,10 @@ import torch
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.evaluation.simulation_benchmark import (
-    TASKS,
-    SimulationBenchmark,
-    Task,
-    reach_table,
-    simulation_benchmark,
-    times_figure,
-    times_table,
-)
-from neurosde.evaluation.simulation_peers import BACKWARD, FORWARD, METHODS, Case, TorchLoop
+from neurosde.evaluation.simulation_benchmark import simulation_benchmark
+from neurosde.evaluation.simulation_peers import BACKWARD, FORWARD, PASSES, Case, TorchLoop
+from neurosde.evaluation.simulation_report import goals_table, times_figure, times_table
+from neurosde.evaluation.simulation_tasks import METHODS, TASKS, SimulationBenchmark, Task
 
 QUICK = ("neurosde-torch", "torch-loop", "torchsde", "torchsde-adjoint", "torchdiffeq", "torchdiffeq-adjoint")
 
@@ -61,15 +55,17 @@ def test_operations_and_sizes():
     task = Task(networks=3, trials=7, N=11, T=5)
     products = 3 * 7 * 4 * 11**2  # networks x trials x steps, each W times a vector
     assert task.flops(FORWARD) == 2 * products and task.flops(BACKWARD) == 6 * products
-    assert TASKS["B"].scaled(0.01) == Task(10, 10, 50, 100) and TASKS["C"].scaled(0.25) == Task(1, 16, 1000, 200)
+    assert TASKS["D"].scaled(0.1) == Task(26, 8, 100, 200, passes=(BACKWARD,))
+    assert TASKS["C"].scaled(0.25) == Task(1, 16, 1000, 200)
     assert TASKS["A"].scaled(0.001) == TASKS["A"]
 
 
 def test_data_are_labelled_and_the_floor_follows_from_the_peak():
     tasks, saved, threads = ("A", "B-noise"), [], torch.get_num_threads()
     methods = ("torch-loop", "torchdiffeq", "neurosde-auto")
-    config = SimulationBenchmark(tasks, methods, repeats=2, scale=0.003, dataset=False, threads=1)
-    data = simulation_benchmark(config, lambda data: saved.append(float(data.results.count())))
+    config = SimulationBenchmark(tasks, PASSES, methods, repeats=2, scale=0.003, dataset=False, threads=1)
+    for data in simulation_benchmark(config):
+        saved.append(float(data.results.count()))
     assert data.results.dims == ("task", "pass", "method", "repeat") and data.results.attrs["units"] == "s"
     assert len(saved) == 4 and saved == sorted(saved)
     assert data.attrs["left_out"] == "{}"
@@ -86,7 +82,8 @@ def test_data_are_labelled_and_the_floor_follows_from_the_peak():
     assert data.attrs["threads"] == 1 and torch.get_num_threads() == threads
     table = times_table(data)
     assert table.count("\n") == 6 and "| neurosde auto |" in table
-    assert "| A forward: torchsde.sdeint | – | 50 | – | – |" in reach_table(data)
+    goals = goals_table(data)
+    assert "| A forward: torchsde.sdeint ÷ neurosde julia | – | ≥ 50 | – |" in goals and "D forward" not in goals
     assert len(times_figure(data).axes) == 4
 
 
@@ -96,17 +93,58 @@ def test_a_method_on_another_path_is_left_out(monkeypatch):
             return super().forward() * 1.01
 
     monkeypatch.setitem(METHODS, "torchsde", ("wrong", Wrong))
-    config = SimulationBenchmark(("A",), ("torchsde", "torch-loop"), repeats=1, scale=0.01, dataset=False, threads=1)
-    data = simulation_benchmark(config)
+    config = SimulationBenchmark(
+        ("A",), None, ("torchsde", "torch-loop"), repeats=1, scale=0.01, dataset=False, threads=1
+    )
+    *_, data = simulation_benchmark(config)
     times = data.results.sel({"task": "A", "pass": FORWARD, "repeat": 0}).to_numpy()
     assert np.isnan(times[0]) and times[1] > 0
     assert "its path is off by 1.0e-02" in next(iter(json.loads(data.attrs["left_out"])))
+
+
+def test_goals_compare_with_the_quickest_form_of_torch_and_with_the_floor():
+    methods = ("neurosde-julia", "neurosde-torch", "neurosde-auto", "torch-loop", "torchsde-adjoint", "torchsde")
+    seconds = {
+        ("A", FORWARD): (5e-5, 9e-4, 6e-5, 8e-4, np.nan, 2e-3),
+        ("B", FORWARD): (0.04, 0.2, 0.2, 0.3, np.nan, 1.0),
+        ("D", BACKWARD): (0.1, 0.5, 0.1, 0.4, 3.0, 1.0),
+    }
+    goals = {
+        "A forward: torchsde.sdeint ÷ neurosde julia": "40 | ≥ 50 | no",
+        "A forward: neurosde julia (stretch)": "50 µs | ≤ 60 µs | yes",
+        "A forward: neurosde auto ÷ neurosde julia (quicker engine)": "1.2 | ≤ 1.3 | yes",
+        "B forward: neurosde torch (best torch form) ÷ neurosde julia": "5 | ≥ 6 | no",
+        "B forward: torchsde.sdeint ÷ neurosde julia": "25 | ≥ 12 | yes",
+        "B forward: neurosde julia ÷ floor (stretch)": "1.6 | ≤ 1.6 | yes",
+        "B forward: neurosde auto ÷ neurosde julia (quicker engine)": "5 | ≤ 1.3 | no",
+        "D forward+backward: torch loop ÷ neurosde julia": "4 | ≥ 4 | yes",
+        "D forward+backward: torchsde.sdeint ÷ neurosde julia": "10 | ≥ 7 | yes",
+        "D forward+backward: torchsde.sdeint_adjoint ÷ neurosde julia": "30 | ≥ 25 | yes",
+        "D forward+backward: neurosde julia ÷ floor (stretch)": "2 | ≤ 1.6 | no",
+        "D forward+backward: neurosde auto ÷ neurosde julia (quicker engine)": "1 | ≤ 1.3 | yes",
+        "build-dataset ÷ writing its bytes": "1.5 | ≤ 2 | yes",
+    }
+    tasks = ("A", "B", "D")
+    dims = ("task", "pass", "method", "repeat")
+    data = xr.Dataset(
+        {
+            "results": (dims, np.full((3, 2, len(methods), 3), np.nan)),
+            "floor": (dims[:2], [[1e-6, np.nan], [0.025, np.nan], [np.nan, 0.05]]),
+            "build_dataset": (("what", "build"), [[3.0, 0.5, 9.0], [2.0, 1.0, 2.0]]),
+        },
+        coords={"task": list(tasks), "pass": list(PASSES), "method": list(methods)},
+    )
+    for (task, which), times in seconds.items():
+        data["results"].loc[task, which] = np.outer(times, [1.0, 1.2, 0.8])
+    rows = goals_table(data).splitlines()[2:]
+    assert sorted(rows) == sorted(f"| {what} | {found} |" for what, found in goals.items())
 
 
 @pytest.mark.parametrize(
     "options, match",
     [
         ({"tasks": ("A", "E")}, "tasks must be some of A, B, B-noise, C, D; got E"),
+        ({"passes": ("sideways",)}, "passes must be some of forward, forward\\+backward; got sideways"),
         ({"methods": ("torch-loop", "tensorflow")}, "methods must be some of .*torch-loop.*; got tensorflow"),
         ({"methods": ()}, "got none"),
         ({"repeats": 0}, "repeats must be at least 1"),

@@ -8,7 +8,6 @@ them. Errors are means over networks of |Ŵ − W|/|W|.
 from __future__ import annotations
 
 import math
-import platform
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
-from neurosde.evaluation import simulation_benchmark
+from neurosde.evaluation import engine_calibration, simulation_benchmark
+from neurosde.evaluation.engine_calibration import EngineCalibration
 from neurosde.evaluation.recovery import recovery
+from neurosde.evaluation.simulation_tasks import SimulationBenchmark
+from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import transition_statistics
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
@@ -131,18 +133,15 @@ def markdown_table(results: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def hardware() -> str:
-    """What the numbers were taken on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}"
-
-
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde benchmark`."""
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     sub: Any = kinds.add_parser("simulate", help="speed of simulation and its gradient, beside other libraries")
-    add_options(sub, simulation_benchmark.SimulationBenchmark)
+    add_options(sub, SimulationBenchmark)
     sub.set_defaults(run=simulation_benchmark.run)
+    sub = kinds.add_parser("engines", help="cost of either engine, from which engine=auto chooses")
+    add_options(sub, EngineCalibration)
+    sub.set_defaults(run=engine_calibration.run)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")

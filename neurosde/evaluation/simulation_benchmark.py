@@ -26,7 +26,7 @@ from tqdm import tqdm
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.evaluation.simulation_peers import FORWARD, PASSES, Case, Method, TorchLoop
 from neurosde.evaluation.simulation_report import report, times_figure
-from neurosde.evaluation.simulation_tasks import DT, METHODS, TASKS, TAU, SimulationBenchmark
+from neurosde.evaluation.simulation_tasks import DT, METHODS, TAU, SimulationBenchmark
 from neurosde.evaluation.timing import machine, measured_peak, seconds_per_call, torch_threads
 from neurosde.options import from_options
 from neurosde.provenance import global_attributes, whole_file

@@ -22,7 +22,8 @@ end
 const REPACK = 256
 
 "Add Σ λ xᵀ over the rows of two chunks to the sums; `scratch` has room for both, packed, or is C_NULL."
-function outer_products!(tile::Tile{T}, p::TilePlan, x::Ptr{T}, lambda::Ptr{T}, terms::Int, N::Int, scratch::Ptr{T}) where {T}
+function outer_products!(tile::Tile{T}, p::TilePlan, x::Ptr{T}, lambda::Ptr{T}, terms::Int, N::Int,
+        scratch::Ptr{T}) where {T}
     if scratch == C_NULL
         product!(tile, p, x, N * sizeof(T), lambda, N * sizeof(T), sizeof(T), terms, N)
     else
@@ -48,7 +49,8 @@ end
 @inline with_slope(phi) = (x, through, a, later) -> vfma(slope(phi, x), through, vmul(a, later))
 
 "Sum of a slab's trials (or each of them, where the field has trials) added to a field's rows."
-@inline function accumulate!(f::Field{T}, t::Int, m::Int, first::Int, trials::Int, N::Int, a::Ptr{T}, b::Ptr{T}) where {T}
+@inline function accumulate!(f::Field{T}, t::Int, m::Int, first::Int, trials::Int, N::Int, a::Ptr{T},
+        b::Ptr{T}) where {T}
     for k in 0:trials-1
         dst = row(f, t, m, f.trial == 0 ? 0 : first + k)
         skip = k * N * sizeof(T)
@@ -61,8 +63,8 @@ end
 Adjoint of trials first … first + trials − 1 of network m, in blocks of trials whose slabs stay in cache; sums go to
 those of `part`.
 """
-function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
-                       m::Int, first::Int, trials::Int, part::Int) where {T}
+function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T},
+        out::Cotangents{T}, m::Int, first::Int, trials::Int, part::Int) where {T}
     N, sz = p.neurons, sizeof(T)
     blocks = Units(1, trials, cld(trials, block_trials(N)))
     most = cld(trials, blocks.parts)
@@ -92,8 +94,8 @@ function adjoint_unit!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T},
     nothing
 end
 
-function adjoint_block!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T}, out::Cotangents{T},
-                        plan::TilePlan, packed::Ptr{T}, m::Int, first::Int, trials::Int, part::Int) where {T}
+function adjoint_block!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}, gx::Field{T}, gh::Field{T},
+        out::Cotangents{T}, plan::TilePlan, packed::Ptr{T}, m::Int, first::Int, trials::Int, part::Int) where {T}
     N, slab, sz = p.neurons, trials * p.neurons, sizeof(T)
     null = Ptr{T}(C_NULL)
     repack = N >= REPACK
@@ -107,7 +109,8 @@ function adjoint_block!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}
     gather_decay!(decay, p, m, trials)
     noise_wanted = !isempty(out.sigma) || !isempty(out.increments)
     force = noise_wanted ? prepare_force!(w, p, m, first, trials) : Force{T}()
-    d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network, out.input.trial, 1)
+    d_input = Field{T}(out.input.pointer + part * out.input_part * sz, out.input.step, out.input.network,
+        out.input.trial, 1)
     isempty(gx) && map!(v -> vconst(typeof(v), 0), outer, outer, slab)
 
     filled = 0  # steps in the chunk: rows of x[t] in `xs` and of λ[t + 1] in `lambdas`
@@ -151,7 +154,8 @@ function adjoint_block!(w::Workspace{T}, p::Problem{T}, x::Field{T}, h::Field{T}
         filled += 1
         if filled == S || t == 0
             out.weights == C_NULL ||
-                outer_products!(Tile{T}(pointer(w.sums), pointer(w.sums), padded * sz), sums_plan, xs, lambdas, filled * trials, N, repacked)
+                outer_products!(Tile{T}(pointer(w.sums), pointer(w.sums), padded * sz), sums_plan, xs, lambdas,
+                    filled * trials, N, repacked)
             unsafe_copyto!(lambdas, now, slab)
             filled = 0
         end

@@ -23,11 +23,14 @@ function _per_neuron(name, x::AbstractVector, N, ::Type{T}) where {T}
 end
 
 function _fold(W::AbstractArray{T}, h0::AbstractArray{T}; dt::Real, steps::Integer, tau = 1, input = nothing, sigma = 0,
-               phi::Symbol = :tanh, drive::Symbol = :scaled, seed::Union{Integer,Nothing} = nothing, increments = nothing) where {T<:Real32or64}
+               phi::Symbol = :tanh, drive::Symbol = :scaled, seed::Union{Integer,Nothing} = nothing,
+               increments = nothing) where {T<:Real32or64}
     N = size(W, 1)
-    ndims(W) in (2, 3) && size(W, 2) == N || throw(DimensionMismatch("W must be (post, pre) or (post, pre, network) and square; got $(size(W))."))
+    ndims(W) in (2, 3) && size(W, 2) == N ||
+        throw(DimensionMismatch("W must be (post, pre) or (post, pre, network) and square; got $(size(W))."))
     M = size(W, 3)
-    ndims(h0) <= 3 && size(h0, 1) == N && size(h0, 3) in (1, M) || throw(DimensionMismatch("h0 must be (neuron, trial, network) for $N neurons, $M networks; got $(size(h0))."))
+    ndims(h0) <= 3 && size(h0, 1) == N && size(h0, 3) in (1, M) ||
+        throw(DimensionMismatch("h0 must be (neuron, trial, network) for $N neurons, $M networks; got $(size(h0))."))
     dt > 0 || throw(ArgumentError("dt must be positive; got $dt."))
     steps >= 0 || throw(ArgumentError("steps must not be negative; got $steps."))
     drive in (:scaled, :unscaled) || throw(ArgumentError("drive must be :scaled or :unscaled; got :$drive."))
@@ -52,14 +55,16 @@ function _fold(W::AbstractArray{T}, h0::AbstractArray{T}; dt::Real, steps::Integ
         Array{T}(gain .* I)
     end
     noisy = any(sigmas .> 0)
-    seed !== nothing && increments !== nothing && throw(ArgumentError("give the noise as seed or as increments, not both."))
+    seed !== nothing && increments !== nothing &&
+        throw(ArgumentError("give the noise as seed or as increments, not both."))
     noisy && seed === nothing && increments === nothing && throw(ArgumentError("sigma > 0 needs a seed or increments."))
     dB = increments === nothing || !noisy ? zeros(T, 0, 0, 0, 0) : Array{T}(reshape(increments, N, K, M, steps))
     keys = fill((seed === nothing ? 0 : seed) % UInt64, M)
     scale = isempty(dB) ? T(sqrt(dt)) : one(T)
     noisy || empty!(keys)
     isempty(dB) || empty!(keys)
-    Folded{T}(weights, state, one(T) .- T(dt) ./ taus, gain, folded_input, sigmas, dB, keys, Int64[(m - 1) * K * N for m in 1:M], scale, activation(phi), steps)
+    Folded{T}(weights, state, one(T) .- T(dt) ./ taus, gain, folded_input, sigmas, dB, keys,
+        Int64[(m - 1) * K * N for m in 1:M], scale, activation(phi), steps)
 end
 
 "A field over an array (neuron, trial, network, step), axes of length 1 repeated."
@@ -95,7 +100,8 @@ order 1). With `drive=:unscaled` the drift is −h/τ + W φ(h) + I.
 
 Both results are (neuron, trial, network, time) with `steps + 1` times. Errors: `DimensionMismatch`, `ArgumentError`.
 """
-function simulate(W::AbstractArray{T}, h0::AbstractArray{T}; threads::Integer = Threads.nthreads(), options...) where {T<:Real32or64}
+function simulate(W::AbstractArray{T}, h0::AbstractArray{T}; threads::Integer = Threads.nthreads(),
+        options...) where {T<:Real32or64}
     f = _fold(W, h0; options...)
     activity = Array{T,4}(undef, size(f.state)..., f.steps + 1)
     voltage = similar(activity)
@@ -113,7 +119,8 @@ respect to activity and voltage, each (neuron, trial, network, time) or `nothing
 discrete adjoint. `tau` and `sigma` are per neuron, `input` has the shape (neuron, trial, network, step) with the axes
 summed that the input repeats.
 """
-function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_voltage = nothing; threads::Integer = Threads.nthreads(), options...) where {T<:Real32or64}
+function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_voltage = nothing;
+        threads::Integer = Threads.nthreads(), options...) where {T<:Real32or64}
     f = _fold(W, h0; options...)
     N, K, M = size(f.state)
     activity = Array{T,4}(undef, N, K, M, f.steps + 1)
@@ -131,7 +138,8 @@ function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_volt
         workspaces = [Workspace{T}() for _ in 1:threads]
         forward!(workspaces, p, _whole(activity), _whole(voltage), Int(threads))
         of_input = isempty(f.input) ? Field{T}() :
-            Field{T}(pointer(d_input), Si == 1 ? 0 : stride(d_input, 4), stride(d_input, 3), Ki == 1 ? 0 : stride(d_input, 2), 1)
+            Field{T}(pointer(d_input), Si == 1 ? 0 : stride(d_input, 4), stride(d_input, 3),
+                Ki == 1 ? 0 : stride(d_input, 2), 1)
         out = Cotangents{T}(parts, _whole(d_state), pointer(d_weights), summed(d_decay), of_input, stride(d_input, 5),
                             isempty(p.noise) ? Field{T}() : summed(d_sigma), Field{T}())
         adjoint!(workspaces, p, _whole(activity), _whole(voltage), isempty(gx) ? Field{T}() : _whole(gx),
@@ -141,7 +149,8 @@ function gradients(W::AbstractArray{T}, h0::AbstractArray{T}, d_activity, d_volt
 end
 
 # Through the folding: a = 1 − dt/τ, Ŵ = b W, Î = b I with b = dt/τ (scaled) or dt.
-function _unfold(f::Folded{T}, W, d_weights, d_state, d_decay, d_sigma, d_input; dt, tau = 1, input = nothing, drive = :scaled, options...) where {T}
+function _unfold(f::Folded{T}, W, d_weights, d_state, d_decay, d_sigma, d_input; dt, tau = 1, input = nothing,
+        drive = :scaled, options...) where {T}
     N, K, M = size(f.state)
     by_weights = permutedims(dropdims(sum(d_weights, dims = 4), dims = 4), (2, 1, 3))  # (post, pre, network)
     by_input = dropdims(sum(d_input, dims = 5), dims = 5)
@@ -150,7 +159,9 @@ function _unfold(f::Folded{T}, W, d_weights, d_state, d_decay, d_sigma, d_input;
     by_tau = by_decay .* T(dt) ./ taus .^ 2
     if drive === :scaled
         by_gain = dropdims(sum(by_weights .* W, dims = (2, 3)), dims = (2, 3))
-        isempty(f.input) || (by_gain += dropdims(sum(by_input .* f.input ./ f.gain, dims = (2, 3, 4)), dims = (2, 3, 4)))
+        if !isempty(f.input)
+            by_gain += dropdims(sum(by_input .* f.input ./ f.gain, dims = (2, 3, 4)), dims = (2, 3, 4))
+        end
         by_tau .-= by_gain .* T(dt) ./ taus .^ 2
     end
     d_I = isempty(f.input) ? nothing : (size(f.input, 3) == 1 ? sum(f.gain .* by_input, dims = 3) : f.gain .* by_input)

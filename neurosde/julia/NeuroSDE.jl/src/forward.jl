@@ -41,11 +41,13 @@ end
 end
 
 "x = φ(h) and rest = a ∘ h + f at step t."
-@inline function neurons!(x::Ptr{T}, rest::Ptr{T}, decay::Ptr{T}, h::Ptr{T}, f::Force{T}, p::Problem{T}, t::Int, m::Int, first::Int, trials::Int) where {T}
+@inline function neurons!(x::Ptr{T}, rest::Ptr{T}, decay::Ptr{T}, h::Ptr{T}, f::Force{T}, p::Problem{T}, t::Int,
+        m::Int, first::Int, trials::Int) where {T}
     slab = trials * p.neurons
     p.input.step == 0 || gather!(f.base, p.input, t, m, first, trials, p.neurons)
     if isempty(p.noise)
-        f.base == C_NULL ? both!(p.phi, vmul, x, rest, h, (decay,), slab) : both!(p.phi, vfma, x, rest, h, (decay, f.base), slab)
+        f.base == C_NULL ? both!(p.phi, vmul, x, rest, h, (decay,), slab) : both!(p.phi, vfma, x, rest, h, (decay,
+            f.base), slab)
     else
         z = increments!(f, p, t, m, first, trials)
         if f.base == C_NULL
@@ -64,7 +66,8 @@ end
     (vload_part(V, p + skip, count), part_loads(V, skip, count, others...)...)
 
 "x = φ(h) and rest = combine(h, others...), number by number: the one's latency hides the other's memory."
-@inline function both!(phi::F, combine::G, x::Ptr{T}, rest::Ptr{T}, h::Ptr{T}, others::NTuple{K,Ptr{T}}, count::Int) where {F,G,K,T}
+@inline function both!(phi::F, combine::G, x::Ptr{T}, rest::Ptr{T}, h::Ptr{T}, others::NTuple{K,Ptr{T}},
+        count::Int) where {F,G,K,T}
     V = Vec{lanes(T),T}
     i = 0
     while i + lanes(T) <= count
@@ -96,7 +99,8 @@ function forward_room(p::Problem{T}, trials::Int, plan::TilePlan) where {T}
 end
 
 "Simulate trials first … first + trials − 1 of network m; paths go to `activity` and `voltage` (either may be empty)."
-function forward_unit!(w::Workspace{T}, p::Problem{T}, activity::Field{T}, voltage::Field{T}, m::Int, first::Int, trials::Int) where {T}
+function forward_unit!(w::Workspace{T}, p::Problem{T}, activity::Field{T}, voltage::Field{T}, m::Int, first::Int,
+        trials::Int) where {T}
     N, slab = p.neurons, trials * p.neurons
     plan = plan_tiles(cld(N, lanes(T)), trials)
     reset!(w, forward_room(p, trials, plan))
@@ -139,7 +143,8 @@ end
 
 Simulate; true if it ran to its end, false if it was interrupted.
 """
-function forward!(workspaces::Vector{Workspace{T}}, p::Problem{T}, activity::Field{T}, voltage::Field{T}, threads::Int) where {T}
+function forward!(workspaces::Vector{Workspace{T}}, p::Problem{T}, activity::Field{T}, voltage::Field{T},
+        threads::Int) where {T}
     units = forward_units(p, threads)
     each_unit(workspaces, units, threads) do w, i
         m, first, trials, _ = unit(units, i)

@@ -83,7 +83,8 @@ end
 
 Independent N(0, 1) numbers z[start + t, first + e]; the same key gives the same numbers whatever is drawn beside them.
 """
-function standard_normals(::Type{T}, key::Integer, steps::Integer, count::Integer; first::Integer = 0, start::Integer = 0) where {T<:Real32or64}
+function standard_normals(::Type{T}, key::Integer, steps::Integer, count::Integer; first::Integer = 0,
+        start::Integer = 0) where {T<:Real32or64}
     out = Matrix{T}(undef, count, steps)
     buffer = Vector{T}(undef, group_span(Int(first), Int(count)))
     GC.@preserve buffer begin

@@ -32,11 +32,13 @@ function answer!(r::Reader, workspaces, socket::Cint)
     operation == OP_DESCRIBE && return DONE, description()
     operation == OP_PEAK && return DONE, string(peak_flops(word!(r)))
     wide, phi = word!(r), ACTIVATIONS[word!(r)+1]
-    done = wide == 8 ? compute!(r, workspaces[2], operation, phi, socket) : compute!(r, workspaces[1], operation, phi, socket)
+    done = wide == 8 ? compute!(r, workspaces[2], operation, phi, socket) : compute!(r, workspaces[1], operation, phi,
+        socket)
     done ? DONE : INTERRUPTED, ""
 end
 
-function compute!(r::Reader, workspaces::Vector{Workspace{T}}, operation::Int64, phi::Activation, socket::Cint) where {T}
+function compute!(r::Reader, workspaces::Vector{Workspace{T}}, operation::Int64, phi::Activation,
+        socket::Cint) where {T}
     M, K, N, steps, threads = word!(r), word!(r), word!(r), word!(r), word!(r)
     weights = pointer!(r, T)
     state, decay, input, sigma, increments = field!(r, T), field!(r, T), field!(r, T), field!(r, T), field!(r, T)
@@ -44,7 +46,8 @@ function compute!(r::Reader, workspaces::Vector{Workspace{T}}, operation::Int64,
     p = Problem(phi, M, K, N, steps, weights, state, decay, input, sigma, noise, Watch(Ptr{Int64}(r.memory), socket))
     operation == OP_FORWARD && return forward!(workspaces, p, field!(r, T), field!(r, T), threads)
     x, h, gx, gh = field!(r, T), field!(r, T), field!(r, T), field!(r, T)
-    out = Cotangents{T}(word!(r), field!(r, T), pointer!(r, T), field!(r, T), field!(r, T), word!(r), field!(r, T), field!(r, T))
+    out = Cotangents{T}(word!(r), field!(r, T), pointer!(r, T), field!(r, T), field!(r, T), word!(r), field!(r, T),
+        field!(r, T))
     adjoint!(workspaces, p, x, h, gx, gh, out, threads)
 end
 
@@ -72,7 +75,8 @@ const MSG_NOSIGNAL = Sys.isapple() ? 0x80000 : 0x4000
 
 function send!(words::Vector{Int64}, socket::Cint)
     GC.@preserve words begin
-        ccall(:send, Cssize_t, (Cint, Ptr{Cvoid}, Csize_t, Cint), socket, pointer(words), sizeof(words), MSG_NOSIGNAL) == sizeof(words)
+        ccall(:send, Cssize_t, (Cint, Ptr{Cvoid}, Csize_t, Cint), socket, pointer(words), sizeof(words),
+            MSG_NOSIGNAL) == sizeof(words)
     end
 end
 
@@ -85,7 +89,8 @@ other side hangs up.
 function serve(socket::Integer, memory::Integer, bytes::Integer)
     socket = Cint(socket)
     MAP_FAILED, READ_WRITE, SHARED = Ptr{UInt8}(typemax(UInt)), 3, 1
-    base = ccall(:mmap, Ptr{UInt8}, (Ptr{Cvoid}, Csize_t, Cint, Cint, Cint, Int64), C_NULL, bytes, READ_WRITE, SHARED, memory, 0)
+    base = ccall(:mmap, Ptr{UInt8}, (Ptr{Cvoid}, Csize_t, Cint, Cint, Cint, Int64), C_NULL, bytes, READ_WRITE, SHARED,
+        memory, 0)
     base == MAP_FAILED && error("cannot map $bytes bytes of shared memory: $(Libc.strerror())")
     threads = Threads.nthreads()
     workspaces = ([Workspace{Float32}() for _ in 1:threads], [Workspace{Float64}() for _ in 1:threads])

@@ -12,7 +12,8 @@ a loop over such functions, and this one is short.
 """
 @inline polynomial(x::V, c::Tuple{Any}) where {V<:Vec} = vconst(V, c[1])
 @inline polynomial(x::V, c::Tuple{Any,Any}) where {V<:Vec} = vfma(x, vconst(V, c[2]), vconst(V, c[1]))
-@inline polynomial(x::V, c::Tuple{Any,Any,Any}) where {V<:Vec} = vfma(x, vfma(x, vconst(V, c[3]), vconst(V, c[2])), vconst(V, c[1]))
+@inline polynomial(x::V, c::Tuple{Any,Any,Any}) where {V<:Vec} = vfma(x, vfma(x, vconst(V, c[3]), vconst(V, c[2])),
+    vconst(V, c[1]))
 @inline function polynomial(x::V, c::Tuple) where {V<:Vec}
     x2 = vmul(x, x)
     vfma(x, polynomial(x2, odds(c)), polynomial(x2, evens(c)))

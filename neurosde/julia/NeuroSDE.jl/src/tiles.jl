@@ -14,7 +14,8 @@ end
 @inline moved(tile::Tile{T}, bytes::Int) where {T} = Tile{T}(tile.from + bytes, tile.to + bytes, tile.column)
 
 "Compute one tile. Strides are in bytes: `a_step`, `b_step` per term of the sum, `b_column` per column."
-@generated function tile!(tile::Tile{T}, ::Val{R}, ::Val{C}, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int, b_column::Int,
+@generated function tile!(tile::Tile{T}, ::Val{R}, ::Val{C}, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
+        b_column::Int,
                           terms::Int) where {T,R,C}
     V = Vec{lanes(T),T}
     acc(r, c) = Symbol(:acc_, r, :_, c)
@@ -109,7 +110,8 @@ first panel then writes. So `from` and `to` must not overlap, unless columns are
         low, wide = divrem(columns, tiles)
         done = wide * (low + 1)
         at = moved(tile, skip)
-        _tiles_of_size!(at, R, low + 1, wide, panel_A, step, B, packed_B ? (low + 1) * sz : b_step, b_column, move, terms)
+        _tiles_of_size!(at, R, low + 1, wide, panel_A, step, B, packed_B ? (low + 1) * sz : b_step, b_column, move,
+            terms)
         _tiles_of_size!(moved(at, done * tile.column), R, low, tiles - wide, panel_A, step, B + done * move,
                         packed_B ? low * sz : b_step, b_column, move, terms)
     end
@@ -117,7 +119,8 @@ first panel then writes. So `from` and `to` must not overlap, unless columns are
 end
 
 # Static sizes out of dynamic ones: one branch per size that fits the registers.
-@generated function _tiles_of_size!(tile::Tile{T}, R::Int, C::Int, count::Int, A::Ptr{T}, a_step::Int, B::Ptr{T}, b_step::Int,
+@generated function _tiles_of_size!(tile::Tile{T}, R::Int, C::Int, count::Int, A::Ptr{T}, a_step::Int, B::Ptr{T},
+        b_step::Int,
                                     b_column::Int, move::Int, terms::Int) where {T}
     body = :(error("no tile of $R x $C"))
     for r in MAX_VECTORS:-1:1

@@ -4,7 +4,8 @@ using NeuroSDE, Test, Random
 using NeuroSDE: lanes, map!, Vec, Workspace, Watch, forward_unit!, adjoint_unit!, Cotangents, Field
 
 # The scheme in three plain lines, in any precision.
-const PHI = Dict(:tanh => tanh, :sigmoid => x -> 1 / (1 + exp(-x)), :softplus => x -> log1p(exp(x)), :relu => x -> max(x, zero(x)), :linear => identity)
+const PHI = Dict(:tanh => tanh, :sigmoid => x -> 1 / (1 + exp(-x)), :softplus => x -> log1p(exp(x)),
+    :relu => x -> max(x, zero(x)), :linear => identity)
 
 function reference(W, h0; dt, steps, tau = 1, input = 0, sigma = 0, phi = :tanh, drive = :scaled, increments)
     N, K, M = size(h0)
@@ -15,7 +16,8 @@ function reference(W, h0; dt, steps, tau = 1, input = 0, sigma = 0, phi = :tanh,
     for t in 1:steps, m in 1:M, k in 1:K
         now = h[:, k, m, t]
         Ik = I[:, min(k, size(I, 2)), min(m, size(I, 3)), min(t, size(I, 4))]
-        h[:, k, m, t+1] = (1 .- dt ./ tau) .* now .+ b .* (W[:, :, m] * PHI[phi].(now) .+ Ik) .+ sigma .* increments[:, k, m, t]
+        h[:, k, m, t+1] = (1 .- dt ./ tau) .* now .+ b .* (W[:, :, m] * PHI[phi].(now) .+ Ik) .+ sigma .* increments[:,
+            k, m, t]
     end
     PHI[phi].(h), h
 end
@@ -61,7 +63,8 @@ end
     tau, sigma = T.(1 .+ rand(N)), T.(rand(N))
     dB = T(sqrt(0.1)) .* randn(T, N, K, M, steps)
     for input in (T(0.3), randn(T, N, K, M, 1), randn(T, N, 1, 1, steps))
-        options = (dt = T(0.1), steps = steps, tau = tau, input = input, sigma = sigma, phi = phi, drive = drive, increments = dB)
+        options = (dt = T(0.1), steps = steps, tau = tau, input = input, sigma = sigma, phi = phi, drive = drive,
+            increments = dB)
         x, h = simulate(W, h0; options...)
         x_ref, h_ref = reference(W, h0; options...)
         @test relative(h, h_ref) < (T === Float32 ? 1e-5 : 1e-12)
@@ -71,7 +74,8 @@ end
     by_seed = simulate(W, h0; dt = T(0.1), steps = steps, sigma = sigma, phi = phi, drive = drive, seed = 9)
     by_path = simulate(W, h0; dt = T(0.1), steps = steps, sigma = sigma, phi = phi, drive = drive, increments = drawn)
     @test relative(by_seed[2], by_path[2]) < (T === Float32 ? 1e-5 : 1e-12)
-    @test by_seed == simulate(W, h0; dt = T(0.1), steps = steps, sigma = sigma, phi = phi, drive = drive, seed = 9, threads = 1)
+    @test by_seed == simulate(W, h0; dt = T(0.1), steps = steps, sigma = sigma, phi = phi, drive = drive, seed = 9,
+        threads = 1)
 end
 
 @testset "gradients: $phi, $drive, N=$N, K=$K, M=$M" for phi in keys(PHI), drive in (:scaled, :unscaled), (N, K, M) in ((3, 2, 1), (5, 3, 2), (4, 40, 1), (260, 35, 1))
@@ -82,11 +86,13 @@ end
     dB = sqrt(0.1) .* randn(N, K, M, steps)
     gx, gh = randn(N, K, M, steps + 1), randn(N, K, M, steps + 1)
     loss(W, h0, tau, sigma, input) = begin
-        x, h = simulate(W, h0; dt = 0.1, steps = steps, tau = tau, sigma = sigma, input = input, phi = phi, drive = drive, increments = dB)
+        x, h = simulate(W, h0; dt = 0.1, steps = steps, tau = tau, sigma = sigma, input = input, phi = phi,
+            drive = drive, increments = dB)
         sum(gx .* x) + sum(gh .* h)
     end
     at = (W, h0, tau, sigma, input)
-    found = gradients(W, h0, gx, gh; dt = 0.1, steps = steps, tau = tau, sigma = sigma, input = input, phi = phi, drive = drive, increments = dB)
+    found = gradients(W, h0, gx, gh; dt = 0.1, steps = steps, tau = tau, sigma = sigma, input = input, phi = phi,
+        drive = drive, increments = dB)
     for (k, name) in enumerate((:W, :h0, :tau, :sigma, :input))
         direction = randn(size(at[k]))
         moved(e) = Tuple(i == k ? at[i] .+ e .* direction : at[i] for i in 1:5)
@@ -109,7 +115,8 @@ end
             p, path = NeuroSDE._problem(f), NeuroSDE._whole(x)
             none = Field{T}()
             out = Cotangents{T}(1, NeuroSDE._whole(dh), pointer(dW), none, none, 0, none, none)
-            once() = (forward_unit!(w, p, path, none, 0, 0, 7); adjoint_unit!(w, p, path, none, path, none, out, 0, 0, 7, 0))
+            once() = (forward_unit!(w, p, path, none, 0, 0, 7); adjoint_unit!(w, p, path, none, path, none, out, 0, 0,
+                7, 0))
             once()
             @test (@allocated once()) == 0
         end
