@@ -33,6 +33,8 @@ from neurosde.validation import check_count, check_positive, check_time_step
 CUBE_NAME = "cube.nc"
 BLOCK_BYTES = 2**26  # of activity: large enough to batch the simulation, small enough to lose little
 
+NOISE = "philox4x32-7"  # generator of the dynamics' noise; another one makes another cube
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -80,6 +82,7 @@ class DatasetConfig:
         parameters = plain["ensemble"]
         parameters |= parameters.pop("base", {})  # of a gain mixture
         parameters["name"] = self.ensemble.name
+        plain["noise"] = NOISE
         return plain
 
     @property
