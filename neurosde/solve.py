@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from neurosde.activation import Activation
+from neurosde.activation import ACTIVATIONS, Activation
 from neurosde.adjoint import integrate
 from neurosde.brownian import GRID_TOLERANCE, BrownianPath, BrownianSeeds
 from neurosde.engines import EngineName, TorchsdeEngine, Work, select_engine
@@ -278,9 +278,11 @@ def _run(
     shape = (steps + 1, *batch, sde.num_neurons)
     M, K, N = problem.state.shape
     gradient = torch.is_grad_enabled() and problem.requires_grad
+    phi = problem.phi
     work = Work(
         M * K, N, steps, M, problem.noise is not None, gradient, gradient and adjoint == "autograd",
-        problem.phi.name, problem.state.dtype, problem.state.device,
+        phi.name if phi is ACTIVATIONS.get(phi.name) else f"your own {phi.name}", problem.state.dtype,
+        problem.state.device,
     )  # fmt: skip
     chosen = select_engine(engine, work)
     if not chosen.draws_noise:

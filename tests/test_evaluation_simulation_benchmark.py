@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -6,10 +8,13 @@ import torch
 import xarray as xr
 
 from neurosde.cli import main
+from neurosde.engines import Work
+from neurosde.evaluation.engine_calibration import EngineCalibration, fitted_costs, judged
 from neurosde.evaluation.simulation_benchmark import simulation_benchmark
 from neurosde.evaluation.simulation_peers import BACKWARD, FORWARD, PASSES, Case, TorchLoop
 from neurosde.evaluation.simulation_report import goals_table, times_figure, times_table
 from neurosde.evaluation.simulation_tasks import METHODS, TASKS, SimulationBenchmark, Task
+from neurosde.julia.choice import Costs
 
 QUICK = ("neurosde-torch", "torch-loop", "torchsde", "torchsde-adjoint", "torchdiffeq", "torchdiffeq-adjoint")
 
@@ -188,3 +193,61 @@ def test_interrupted_it_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
     with xr.open_dataset(out) as data:
         assert data.results.sel({"pass": FORWARD}).notnull().all()
         assert data.results.sel({"pass": BACKWARD}).isnull().all()
+
+
+def works():
+    return [
+        Work(M * K, N, steps, M, noisy, gradient, False, "tanh", torch.float32, torch.device("cpu"))
+        for M, K, N, steps, noisy, gradient in itertools.product(
+            (1, 30), (1, 20), (10, 50, 200), (10, 100), (False, True), (False, True)
+        )
+    ]
+
+
+def test_constants_are_found_from_the_times_that_they_predict():
+    slow = Costs((2e-4, 5e-4), (1e-5, 4e-5), (1e-11, 3e-11), (2e-9, 8e-9), (4e-4, 1e-8))
+    fast = Costs((3e-4, 6e-4), (0.0, 0.0), (5e-12, 2e-11), (3e-10, 1e-9), (0.0, 1e-9))
+    seconds = np.array([[costs.seconds(work) for work in works()] for costs in (slow, fast)])
+    for costs, times in zip((slow, fast), seconds, strict=True):
+        found = fitted_costs(works(), times)
+        for name, pair in dataclasses.asdict(costs).items():
+            np.testing.assert_allclose(getattr(found, name), pair, rtol=1e-6, atol=1e-18)
+    assert judged(works(), seconds, (slow, fast)) == (1.0, 1.0)
+    share, worst = judged(works(), seconds, (fast, slow))  # always the other one
+    assert share == 0.0 and worst == pytest.approx((seconds.max(0) / seconds.min(0)).max())
+
+
+def test_constants_that_the_grid_does_not_show_are_zero():
+    quiet = [work for work in works() if not work.noisy and not work.gradient]
+    costs = Costs((2e-4, 0.0), (1e-5, 0.0), (1e-11, 0.0), (2e-9, 0.0), (0.0, 0.0))
+    found = fitted_costs(quiet, np.array([costs.seconds(work) for work in quiet]))
+    np.testing.assert_allclose(dataclasses.astuple(found), dataclasses.astuple(costs), rtol=1e-6, atol=1e-18)
+
+
+def test_the_grid_leaves_out_what_is_too_large():
+    tasks = EngineCalibration(sizes=(10, 1000), networks=(1, 1000), trials=(1,), lengths=(11,)).tasks()
+    assert {(task.networks, task.N) for task in tasks} == {(1, 10), (1000, 10), (1, 1000)}
+    assert {task.noise_std > 0 for task in tasks} == {False, True}
+    with pytest.raises(ValueError, match="lengths must be at least 2; got 1"):
+        EngineCalibration(lengths=(1,))
+
+
+def test_engines_are_timed_and_their_constants_said(tmp_path, capsys, julia):
+    out = tmp_path / "engines.nc"
+    sizes = ["--sizes", "5", "20", "--networks", "1", "3", "--trials", "2", "--lengths", "3", "11"]
+    assert main(["benchmark", "engines", *sizes, "--repeats", "2", "--threads", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for name in ("TORCH", "JULIA"):
+        written = next(line for line in said.splitlines() if line.startswith(f"{name} = "))
+        assert isinstance(eval(written.partition(" = ")[2], {"Costs": Costs}), Costs)
+    assert "START = " in said and "of 32 cases" in said
+    with xr.open_dataset(out) as data:
+        assert data.seconds.dims == ("engine", "work", "repeat") and (data.seconds > 0).all() and (data.start > 0).all()
+        assert set(data.steps.values) == {2, 10} and set(data.neurons.values) == {5, 20}
+        assert int(data.gradient.sum()) == int(data.noisy.sum()) == 16
+
+
+def test_without_julia_engines_cannot_be_compared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NEUROSDE_JULIA", str(tmp_path / "none"))
+    assert main(["benchmark", "engines", "--out", str(tmp_path / "engines.nc")]) == 2
+    assert "NEUROSDE_JULIA" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -13,16 +13,8 @@ from types import ModuleType
 import pytest
 
 from neurosde.cli import main
-from neurosde.julia import (
-    JuliaNotFoundError,
-    UnusableJuliaError,
-    doctor,
-    find_julia,
-    install,
-    install_julia,
-    julia_available,
-    locate,
-)
+from neurosde.julia import JuliaNotFoundError, UnusableJuliaError, doctor, find_julia, install, julia_available, locate
+from neurosde.julia.install import install_julia
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-ins for Julia are shell scripts")
 

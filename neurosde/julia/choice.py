@@ -4,10 +4,12 @@ Seconds of a simulation are predicted for either engine as
 
     call + steps · step + flops · flop + numbers · number  (+ noise per call and per number, if there is noise),
 
-numbers being N × trajectories × steps, flops those of the forward matrix products. Starting the worker is paid for once: what Julia would have saved is added up
-over the calls of a process, and it is started when the sum exceeds the cost of starting. So Julia is never started for
-work that torch finishes sooner, and all calls together take at most twice the time of the best choice in hindsight
-(the ski-rental bound).
+numbers being N × trajectories × steps, and flops those of the forward matrix products. `neurosde benchmark engines`
+measures the constants.
+
+Starting the worker is paid for once: what Julia would have saved is added up over the calls of a process, and it is
+started when the sum exceeds the cost of starting. So Julia is never started for work that torch finishes sooner, and
+all calls together take at most twice the time of the best choice in hindsight (the ski-rental bound).
 
 References:
     Competitive randomized algorithms for nonuniform problems (Karlin, Manasse, McGeoch, Owicki, 1994),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neurosde.engines import Gradients, Work
+from neurosde.engines import ENGINES, Gradients, Work
 from neurosde.julia import choice
 from neurosde.julia.arena import Arena
 from neurosde.julia.worker import OP_ADJOINT, OP_FORWARD, get_worker
@@ -98,6 +98,8 @@ class JuliaEngine:
     ) -> Gradients:
         """Discrete adjoint, see `Engine`."""
         p = problem
+        if p.state.numel() == 0:
+            return ENGINES["torch"].vjp(p.drawn(), x, h, grad_x, grad_h, needs)
         M, K, N = p.state.shape
         steps, dtype = p.steps, p.state.dtype
         parts = 1 if M >= 8 else min(max(K // 16, 1), 16 // M)  # whose sums are added up here
