@@ -51,6 +51,15 @@ def on_both(run, tolerance=None):
     return found
 
 
+@pytest.fixture
+def one_thread():
+    """Small work is done sooner by one thread where others use the machine too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("phi", NAMES)
 def test_every_nonlinearity_and_size(phi, dtype):
@@ -59,16 +68,15 @@ def test_every_nonlinearity_and_size(phi, dtype):
             W, h0, tau = weights(N, dtype=dtype), torch.randn(K, N, dtype=dtype), torch.rand(N, dtype=dtype) + 0.7
             sigma = torch.rand(N, dtype=dtype)
             path = BrownianPath.sample((K, N), T - 1, DT, generator=1, dtype=dtype)
-            for drive in ("scaled", "unscaled"):
-                options = {"phi": phi, "drive": drive, "return_h": True}
-                for noise in ({"bm": path}, {"generator": 1}):
-                    on_both(
-                        lambda e, W=W, h0=h0, T=T, tau=tau, sigma=sigma, options=options, noise=noise: (
-                            simulate_rate_network(W, h0, T, DT, tau, None, sigma, engine=e, **options, **noise)
-                        )
+            for options in ({"drive": "scaled", "bm": path}, {"drive": "unscaled", "generator": 1}):
+                on_both(
+                    lambda e, W=W, h0=h0, T=T, tau=tau, sigma=sigma, options=options: simulate_rate_network(
+                        W, h0, T, DT, tau, None, sigma, return_h=True, phi=phi, engine=e, **options
                     )
+                )
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("W_batch", "h_batch"), SHAPES)
 @pytest.mark.parametrize("T", [1, 2, 9])
@@ -81,14 +89,14 @@ def test_batches_inputs_and_noise(W_batch, h_batch, T, dtype):
     if (T, N) not in (batch[-2:], batch[-1:]):
         inputs.append(torch.randn(*(1 for _ in batch), T, N, dtype=dtype))  # shared by the trials
     path = BrownianPath.sample((*batch, N), T - 1, DT, generator=2, dtype=dtype)
-    for current in inputs:
-        for sigma in (0.0, 0.3, torch.rand(N, dtype=dtype), torch.rand(*batch, N, dtype=dtype)):
-            for noise in ({"bm": path}, {"generator": 0}):
-                on_both(
-                    lambda e, current=current, sigma=sigma, noise=noise: simulate_rate_network(
-                        W, h0, T, DT, 1.3, current, sigma, engine=e, **noise
-                    )
+    for i, current in enumerate(inputs):
+        for j, sigma in enumerate((0.0, 0.3, torch.rand(N, dtype=dtype), torch.rand(*batch, N, dtype=dtype))):
+            noise = ({"bm": path}, {"generator": 0})[(i + j) % 2]
+            on_both(
+                lambda e, current=current, sigma=sigma, noise=noise: simulate_rate_network(
+                    W, h0, T, DT, 1.3, current, sigma, engine=e, **noise
                 )
+            )
     on_both(lambda e: simulate_rate_network(W, h0, T, DT, 1.3, noise_std=0.3, return_h=True, engine=e, generator=5))
 
 
@@ -135,14 +143,6 @@ def test_nothing_to_do():
 
 def leaf(*shape):
     return torch.rand(*shape, dtype=D).add_(0.2).requires_grad_()
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -213,7 +213,7 @@ def test_gradients_of_batches(W_batch, h_batch, N, dtype):
         on_both(gradients, tolerance=5 * TOLERANCES[dtype])  # sums of up to 4000 terms, on a path that is off already
 
 
-@pytest.mark.parametrize("K", [3, 600])  # paths copied out of shared memory, and paths on it
+@pytest.mark.parametrize("K", [3, 60])  # paths copied out of shared memory, and paths on it
 def test_cotangents_of_any_layout(K):
     """Sums expand one number over the path; transposed, sliced and indexed paths have gradients of any stride."""
     N, T, B = 7, 12, 2
@@ -310,8 +310,9 @@ def ten_million(julia):
 
 
 def test_noise_is_the_normals_of_its_seed(ten_million):
-    expected = normals(torch.tensor([5]), 1000, 10_000).view(1000, 10, 20, 50).double()
-    assert float((ten_million - expected).abs().max()) < 1e-5
+    for start in (0, 900):
+        expected = normals(torch.tensor([5]), 100, 10_000, start=start).view(100, 10, 20, 50).double()
+        assert float((ten_million[start : start + 100] - expected).abs().max()) < 1e-5
 
 
 def test_normal_law(ten_million):
