@@ -15,6 +15,7 @@ renamed, so that what is finished stays finished; any number of processes and ma
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -165,13 +166,14 @@ def build_dataset(config: DatasetConfig, execution: Execution | None = None) -> 
         ImportError: dask is wanted and not installed.
     """
     execution = execution or Execution()
-    shards = planned_shards(config)
-    if not shards and not execution.alone:
+    if config.networks_per_shard is not None:
+        return _build_shards(config, execution)
+    if not execution.alone:
         raise ValueError(
             f"workers make shards, but {config.path} is a single file; give --shard-size, such as "
             f"{max(1, config.num_networks // 8)}, or leave the workers out."
         )
-    return _build_shards(config, shards, execution) if shards else _build_single(config)
+    return _build_single(config)
 
 
 def _build_single(config: DatasetConfig) -> Path:
@@ -208,19 +210,18 @@ def planned_shards(config: DatasetConfig) -> list[Shard]:
     return [Shard(Path(config.out_dir) / shard_name(first, count), first, count) for first, count in counts]
 
 
-def _build_shards(c: DatasetConfig, shards: Sequence[Shard], execution: Execution) -> Path:
+def _build_shards(c: DatasetConfig, execution: Execution) -> Path:
     folder = Path(c.out_dir)
     _check_alone(c, [folder / CUBE_NAME, folder / (CUBE_NAME + ".partial")])
-    make_folder(folder / shards[0].path.name)
+    make_folder(folder / MANIFEST_NAME)
+    there = sum(path.stat().st_size for path in folder.glob("network=*.nc"))
+    check_space(folder / "network=*.nc", layout_bytes(c.sizes(c.num_networks), c.voltage) - there)
+    shards = planned_shards(c)
     known = finished_shards(folder, shards, config_json(c.contents()))
     waiting = [shard for shard in shards if shard not in known]
     if not waiting:
         return folder
-    absent = [shard for shard in waiting if not shard.path.exists()]
-    if absent:
-        per_network = layout_bytes(c.sizes(c.num_networks), c.voltage) / c.num_networks
-        check_space(folder / absent[0].path.name, int(per_network * sum(shard.count for shard in absent)))
-        c = replace(c, engine=settled_engine(c))
+    c = replace(c, engine=settled_engine(c))
     there = c.num_networks - sum(shard.count for shard in waiting)
     with tqdm(total=c.num_networks, initial=there, unit="network", disable=None) as progress:
         while waiting:
@@ -232,8 +233,8 @@ def _build_shards(c: DatasetConfig, shards: Sequence[Shard], execution: Executio
             execution = Execution()  # what others are at now is soon there, or left to us
             if waiting:
                 time.sleep(0.5)
-    for shard in shards:  # locks that processes left that died between a shard and its lock
-        with lock_file(shard.path):
+    for path in folder.glob(".network=*.nc.*"):  # left by processes that died just after they had made a shard
+        with lock_file(folder / (path.name[1:].partition(".nc")[0] + ".nc")):
             pass
     write_manifest(folder, c.contents(), SCHEMA_VERSION, [known[shard] for shard in shards])
     return folder
@@ -366,9 +367,10 @@ def run(options: Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in names}
     config = from_options(DatasetConfig, options, ensemble=make_ensemble(options.ensemble_name, **given))
     execution = from_options(Execution, options)
-    there = (config.path / MANIFEST_NAME if planned_shards(config) else config.path).exists()
+    last = config.path if config.networks_per_shard is None else config.path / MANIFEST_NAME  # what is written last
+    before = last.stat() if last.exists() else None
     path = build_dataset(config, execution)
-    if there:
+    if before is not None and os.path.samestat(before, last.stat()):
         print(f"{path} is complete already ({config.num_networks} networks).")
         return 0
     size = sum(file.stat().st_size for file in (path.glob("network=*.nc") if path.is_dir() else [path]))
