@@ -1,11 +1,12 @@
-"""When `engine="auto"` takes Julia: a cost model whose constants are measured.
+"""When `engine="auto"` takes Julia: a cost model.
 
 Seconds of a simulation are predicted for either engine as
 
     call + steps · step + flops · flop + numbers · number  (+ noise per call and per number, if there is noise),
 
-numbers being N × trajectories × steps, and flops those of the forward matrix products. `neurosde benchmark engines`
-measures the constants.
+numbers being N × trajectories × steps, and flops those of the forward matrix products. The constants below are
+estimates from single timings on two AVX2 cores; `neurosde benchmark engines` fits them to a whole grid of shapes, which
+needs a machine that does nothing else.
 
 Starting the worker is paid for once: what Julia would have saved is added up over the calls of a process, and it is
 started when the sum exceeds the cost of starting. So Julia is never started for work that torch finishes sooner, and
