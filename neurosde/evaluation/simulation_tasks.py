@@ -91,7 +91,7 @@ class SimulationBenchmark:
     )
     methods: tuple[str, ...] = field(default=tuple(METHODS), metadata={"help": "methods"})
     repeats: int = field(default=7, metadata={"help": "measurements per task, pass and method"})
-    budget: float = field(default=120.0, metadata={"help": "seconds per task and pass; then repeats are cut to 3"})
+    budget: float = field(default=90.0, metadata={"help": "seconds per task and pass; then repeats are cut to 3"})
     threads: int | None = field(default=None, metadata={"help": "threads (default torch's); jax takes all cores"})
     scale: float = field(default=1.0, metadata={"help": "share of networks or trials, for a quick look"})
     dataset: bool = field(default=True, metadata={"help": "also time build-dataset against writing its bytes"})

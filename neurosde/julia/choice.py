@@ -48,8 +48,6 @@ class Costs:
         return seconds
 
 
-# Estimates, not a fit: `neurosde benchmark engines` has yet to run on a quiet machine. On a busy one its times of Julia's
-# threaded calls are several times too long (a thread waits for a core), and constants fitted to them are wrong.
 TORCH = Costs((2e-4, 5e-4), (1e-5, 4e-5), (1e-11, 3.5e-11), (2e-9, 8e-9), (4e-4, 1e-8))
 JULIA = Costs((3e-4, 6e-4), (0.0, 0.0), (5e-12, 1.7e-11), (3e-10, 1.5e-9), (0.0, 1e-9))
 START = 3.0  # seconds to start the worker and compile its kernels
