@@ -4,9 +4,9 @@ Seconds of a simulation are predicted for either engine as
 
     call + steps · step + flops · flop + numbers · number  (+ noise per call and per number, if there is noise),
 
-numbers being N × trajectories × steps, and flops those of the forward matrix products. The constants below are
-estimates from single timings on two AVX2 cores; `neurosde benchmark engines` fits them to a whole grid of shapes, which
-needs a machine that does nothing else.
+numbers being N × trajectories × steps, and flops those of the forward matrix products. The constants below
+were set by hand, not measured: with them a running worker is always chosen. `neurosde benchmark engines` fits them to a
+grid of shapes, on a machine that does nothing else.
 
 Starting the worker is paid for once: what Julia would have saved is added up over the calls of a process, and it is
 started when the sum exceeds the cost of starting. So Julia is never started for work that torch finishes sooner, and
