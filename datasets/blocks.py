@@ -117,12 +117,11 @@ class BlockShuffle(Sampler[list[int]]):
         return self.order.batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        # torch makes more iterators than it uses: nothing happens before the first batch is asked for
         start, self.start = self.start, 0
-        return self._batches(self.order.positions(self.epoch), start)
-
-    def _batches(self, positions: np.ndarray, start: int) -> Iterator[list[int]]:
+        positions = self.order.positions(self.epoch)
         size, step = self.order.batch_size, self.order.window * self.order.batch_size
-        window = np.zeros(0, dtype=np.int64)
+        window = positions[:0]
         for first in range(start * size, len(positions), size):
             if first % step == 0 or first == start * size:
                 window = np.sort(positions[first : (first // step + 1) * step])
