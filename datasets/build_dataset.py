@@ -1,21 +1,31 @@
-"""Building a dataset: draw networks from an ensemble, simulate their activity, store both as one cube.
+"""Building a dataset: draw networks from an ensemble, simulate their activity, store both as a cube.
 
 Run as `neurosde build-dataset …` or `python -m neurosde.datasets.build_dataset …`. The same command again resumes an
 interrupted build, or says that it is complete.
 
 Network k depends on the root seed and on k alone. Its weights and its dynamics have a generator each, spawned by
-numpy's SeedSequence, so any block can be made anywhere, in any order and on any engine.
+numpy's SeedSequence, so any block can be made anywhere, in any order and on any engine. To the last bit this holds for
+one engine: `auto` is settled once, for the whole dataset, and torch gets one thread, because how threads share a batch
+decides how its products are rounded. Parallel work is the business of `--workers`.
+
+A large dataset is a folder of shards (`neurosde.datasets.shards`). Each is made under a temporary name, synced and
+renamed, so that what is finished stays finished; any number of processes and machines may make shards of one folder.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
+import threading
+import time
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,15 +33,22 @@ from tqdm import tqdm
 
 from neurosde.brownian import BrownianSeeds
 from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, Gaussian, make_ensemble
-from neurosde.datasets.store import CubeWriter
-from neurosde.engines import EngineName
+from neurosde.datasets.execution import Execution, run_tasks
+from neurosde.datasets.manifest import MANIFEST_NAME, ShardRecord, digest_of, write_manifest
+from neurosde.datasets.schema import SCHEMA_VERSION
+from neurosde.datasets.shards import CUBE_NAME, Shard, shard_name
+from neurosde.datasets.store import CubeFile, CubeWriter, check_space, layout_bytes, lock_file, sync_folder
+from neurosde.datasets.verify import check_shard, finished_shards, verify_cube
+from neurosde.engines import EngineName, Work, select_engine
 from neurosde.options import OptionParser, add_options, command_words, from_options, run_safely
+from neurosde.provenance import config_json, make_folder, whole_file
 from neurosde.rate_sde import Drive
 from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
-CUBE_NAME = "cube.nc"
 BLOCK_BYTES = 2**26  # of activity: large enough to batch the simulation, small enough to lose little
+SINGLE_BYTES = 2**31  # of data: up to here a cube is one file, unless asked otherwise
+SHARD_BYTES = 2**28
 
 NOISE = "philox4x32-7"  # generator of the dynamics' noise; another one makes another cube
 
@@ -40,7 +57,7 @@ NOISE = "philox4x32-7"  # generator of the dynamics' noise; another one makes an
 class DatasetConfig:
     """Everything that a dataset's contents depend on, and where it goes."""
 
-    out_dir: Path = field(metadata={"help": "folder of the dataset; the cube is cube.nc in it"})
+    out_dir: Path = field(metadata={"help": "folder of the dataset: cube.nc, or shards and their manifest.json"})
     num_networks: int = field(default=100, metadata={"help": "number of networks"})
     N: int = field(default=50, metadata={"help": "neurons per network", "flags": ("--N",)})
     num_trials: int = field(default=10, metadata={"help": "trials per network"})
@@ -56,6 +73,12 @@ class DatasetConfig:
     time_unit: str | None = field(default=None, metadata={"help": "unit of dt and tau, such as s (default tau itself)"})
     voltage: bool = field(default=False, metadata={"help": "store voltages beside the rates"})
     engine: EngineName = field(default="auto", metadata={"help": "who simulates"})
+    split: tuple[float, ...] = field(
+        default=(0.8, 0.1, 0.1), metadata={"help": "shares of networks for training, validation and test"}
+    )
+    shard_size: int | None = field(
+        default=None, metadata={"help": "networks per shard (default one file up to 2 GiB, else shards of 256 MB)"}
+    )
     ensemble: Ensemble = field(default_factory=Gaussian)
 
     def __post_init__(self) -> None:
@@ -68,22 +91,57 @@ class DatasetConfig:
         check_time_step(self.dt, self.tau)
         for name in ("noise_std", "initial_std", "input_std"):
             check_positive(getattr(self, name), name, zero_ok=True)
+        if self.shard_size is not None:
+            check_count(self.shard_size, "shard_size")
+        object.__setattr__(self, "split", tuple(check_positive(share, "split", zero_ok=True) for share in self.split))
+        if len(self.split) != 3 or not math.isclose(sum(self.split), 1):
+            raise ValueError(f"split must be three shares that add up to 1, such as 0.8 0.1 0.1; got {self.split}.")
         self.ensemble.variance(self.N)  # refuses sizes that the ensemble cannot have
 
     @property
     def path(self) -> Path:
-        """The cube."""
-        return Path(self.out_dir) / CUBE_NAME
+        """The cube: its file, or the folder of its shards."""
+        return Path(self.out_dir) if self.networks_per_shard else Path(self.out_dir) / CUBE_NAME
+
+    @property
+    def networks_per_shard(self) -> int | None:
+        """Networks of each shard but the last; None for a single file."""
+        total = layout_bytes(self.sizes(self.num_networks), self.voltage)
+        if self.shard_size is None and total > SINGLE_BYTES:
+            return max(1, SHARD_BYTES * self.num_networks // total)
+        return self.shard_size
+
+    def sizes(self, count: int) -> dict[str, int]:
+        """Length of each dimension of a file of that many networks."""
+        return {
+            "network": count, "trial": self.num_trials, "time": self.T, "neuron": self.N, "post": self.N, "pre": self.N
+        }  # fmt: skip
 
     def contents(self) -> dict[str, Any]:
-        """What the cube's contents depend on, as plain values; not where it lies nor who computes it."""
+        """What the cube's contents depend on, as plain values; not where it lies, nor who computes it."""
         plain = asdict(self)
-        del plain["out_dir"], plain["engine"]
+        del plain["out_dir"], plain["engine"], plain["shard_size"]
         parameters = plain["ensemble"]
         parameters |= parameters.pop("base", {})  # of a gain mixture
         parameters["name"] = self.ensemble.name
         plain["noise"] = NOISE
         return plain
+
+    def description(self, count: int) -> dict[str, Any]:
+        """What the file of that many of the networks is to be told (`CubeFile.create`)."""
+        return {
+            "config": self.contents(),
+            "sizes": self.sizes(count),
+            "dt": self.dt,
+            "time_unit": self.time_unit or ("tau" if self.tau == 1 else "1"),
+            "seed": self.seed,
+            "title": f"Activity of {self.num_networks} {self.ensemble.name} rate networks of {self.N} neurons",
+            "summary": (
+                f"Recurrent weights drawn from the {self.ensemble.name} ensemble and {self.num_trials} simulated "
+                f"trials of {self.T} times each, tau dh = (-h + W tanh(h) + I) dt + tau sigma dB, x = tanh(h)."
+            ),
+            "voltage": self.voltage,
+        }
 
     @property
     def block_size(self) -> int:
@@ -92,37 +150,39 @@ class DatasetConfig:
         return max(1, min(self.num_networks, BLOCK_BYTES // per_network))
 
 
-def build_dataset(config: DatasetConfig) -> Path:
+def build_dataset(config: DatasetConfig, execution: Execution | None = None) -> Path:
     """Build a cube, or what is missing of it; memory is bounded by a block whatever its size.
 
+    Args:
+        config: what to build, and where.
+        execution: who makes the shards; by default this process.
+
     Returns:
-        Path of the cube.
+        Path of the cube: a file, or the folder of its shards.
 
     Raises:
-        ValueError: a cube made with another configuration is there.
-        OSError: the disk is full, or the folder cannot be written.
+        ValueError: a cube made with another configuration is there, or there are workers but no shards for them.
+        OSError: the disk is full, the folder cannot be written, or workers died again and again.
+        ImportError: dask is wanted and not installed.
     """
+    execution = execution or Execution()
+    if config.networks_per_shard is not None:
+        return _build_shards(config, execution)
+    if not execution.alone:
+        raise ValueError(
+            f"workers make shards, but {config.path} is a single file; give --shard-size, such as "
+            f"{max(1, config.num_networks // 8)}, or leave the workers out."
+        )
+    return _build_single(config)
+
+
+def _build_single(config: DatasetConfig) -> Path:
     c = config
-    sizes = {
-        "network": c.num_networks, "trial": c.num_trials, "time": c.T, "neuron": c.N, "post": c.N, "pre": c.N
-    }  # fmt: skip
-    writer = CubeWriter(
-        c.path,
-        c.contents(),
-        sizes,
-        dt=c.dt,
-        time_unit=c.time_unit or ("tau" if c.tau == 1 else "1"),
-        seed=c.seed,
-        title=f"Activity of {c.num_networks} {c.ensemble.name} rate networks of {c.N} neurons",
-        summary=(
-            f"Recurrent weights drawn from the {c.ensemble.name} ensemble and {c.num_trials} simulated trials of "
-            f"{c.T} times each, tau dh = (-h + W tanh(h) + I) dt + tau sigma dB, x = tanh(h)."
-        ),
-        voltage=c.voltage,
-    )
-    with writer:
+    _check_alone(c, list(Path(c.out_dir).glob("network=*.nc")))
+    with CubeWriter(c.path, **c.description(c.num_networks)) as writer:
         if writer.finished:
             return c.path
+        c = replace(c, engine=settled_engine(c))
         progress = tqdm(total=c.num_networks, initial=int(writer.complete.sum()), unit="network", disable=None)
         with progress:
             for first in range(0, c.num_networks, c.block_size):
@@ -134,10 +194,116 @@ def build_dataset(config: DatasetConfig) -> Path:
     return c.path
 
 
+def _check_alone(config: DatasetConfig, others: Sequence[Path]) -> None:
+    """Refuse to put a cube of the one kind beside a cube of the other."""
+    there = [path for path in others if path.exists()]
+    if there:
+        raise ValueError(f"{there[0]} is there already; choose its --shard-size, or another --out-dir.")
+
+
+def planned_shards(config: DatasetConfig) -> list[Shard]:
+    """List the shards that a dataset will have, in order; none if it is a single file."""
+    size, total = config.networks_per_shard, config.num_networks
+    if size is None:
+        return []
+    counts = ((first, min(size, total - first)) for first in range(0, total, size))
+    return [Shard(Path(config.out_dir) / shard_name(first, count), first, count) for first, count in counts]
+
+
+def _build_shards(c: DatasetConfig, execution: Execution) -> Path:
+    folder = Path(c.out_dir)
+    _check_alone(c, [folder / CUBE_NAME, folder / (CUBE_NAME + ".partial")])
+    make_folder(folder / MANIFEST_NAME)
+    there = sum(path.stat().st_size for path in folder.glob("network=*.nc"))
+    check_space(folder / "network=*.nc", layout_bytes(c.sizes(c.num_networks), c.voltage) - there)
+    shards = planned_shards(c)
+    known = finished_shards(folder, shards, config_json(c.contents()))
+    waiting = [shard for shard in shards if shard not in known]
+    if not waiting:
+        return folder
+    c = replace(c, engine=settled_engine(c))
+    there = c.num_networks - sum(shard.count for shard in waiting)
+    with tqdm(total=c.num_networks, initial=there, unit="network", disable=None) as progress:
+        while waiting:
+            for shard, record in run_tasks(partial(make_shard, c), waiting, execution):
+                if record is not None:
+                    known[shard] = record
+                    progress.update(shard.count)
+            waiting = [shard for shard in shards if shard not in known]
+            execution = Execution()  # what others are at now is soon there, or left to us
+            if waiting:
+                time.sleep(0.5)
+    for path in folder.glob(".network=*.nc.*"):  # left by processes that died just after they had made a shard
+        with lock_file(folder / (path.name[1:].partition(".nc")[0] + ".nc")):
+            pass
+    write_manifest(folder, c.contents(), SCHEMA_VERSION, [known[shard] for shard in shards])
+    return folder
+
+
+def make_shard(config: DatasetConfig, shard: Shard) -> ShardRecord | None:
+    """Make a shard if it is not there, and say what is in it; None if another live process is making it.
+
+    Raises:
+        ValueError: what is there has another configuration, or is not whole.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    c = config
+    with _netcdf, lock_file(shard.path) as mine:
+        if shard.path.exists():
+            check_shard(shard, config_json(c.contents()))
+            digest = digest_of(shard.path)
+        elif not mine:
+            return None
+        else:
+            with (
+                whole_file(shard.path) as temporary,
+                CubeFile.create(temporary, first=shard.first, **c.description(shard.count)) as file,
+            ):
+                for start in range(0, shard.count, c.block_size):
+                    count = min(c.block_size, shard.count - start)
+                    file.write(start, simulate_block(c, shard.first + start, count))
+                digest = file.finish()
+            sync_folder(shard.path.parent)
+        return ShardRecord(shard.path.name, shard.first, shard.count, shard.path.stat().st_size, digest)
+
+
+_netcdf = threading.Lock()  # netCDF is for one thread at a time; a dask worker may have several
+
+
+def settled_engine(config: DatasetConfig) -> EngineName:
+    """Return who simulates a dataset: one engine for all of it, so that no block depends on who made the others."""
+    c = config
+    work = Work(
+        c.num_networks * c.num_trials, c.N, c.burn_in + c.T - 1, c.num_networks, c.noise_std > 0, False, False, "tanh",
+        torch.float32, torch.device("cpu"),
+    )  # fmt: skip
+    return cast(EngineName, select_engine(c.engine, work).name)
+
+
+@contextmanager
+def _one_thread(engine: EngineName) -> Iterator[None]:
+    """Let torch's own engines compute with one thread: they round the same then, whatever the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if engine == "julia" else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def network_seeds(root_seed: int, k: int) -> tuple[int, int]:
     """Seeds of the weights and of the dynamics of network k."""
     words = np.random.SeedSequence(root_seed, spawn_key=(k,)).generate_state(2, np.uint64)
     return int(words[0] >> np.uint64(1)), int(words[1] >> np.uint64(1))  # 63 bits: they are stored as int64
+
+
+def network_split(root_seed: int, k: int, shares: Sequence[float]) -> int:
+    """Say what network k is for: 0 training, 1 validation, 2 test, with these probabilities.
+
+    It depends on the root seed and k alone, so that another dataset of the same seed splits the same.
+    """
+    word = np.random.SeedSequence(root_seed, spawn_key=(k,)).generate_state(3, np.uint64)[2]
+    return int(np.searchsorted(np.cumsum(shares)[:-1], word / 2.0**64, side="right"))
 
 
 def simulate_block(c: DatasetConfig, first: int, count: int) -> dict[str, np.ndarray]:
@@ -157,11 +323,11 @@ def simulate_block(c: DatasetConfig, first: int, count: int) -> dict[str, np.nda
         current if c.input_std > 0 else None, c.noise_std, drive=c.drive, engine=c.engine,
         bm=BrownianSeeds([of_dynamics for _, of_dynamics in seeds]) if c.noise_std > 0 else None,
     )  # fmt: skip
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread(c.engine):
         x, h = simulate(return_h=True) if c.voltage or c.burn_in > 0 else (simulate(), None)
     arrays = {
         "weights": weights.numpy(),
-        "activity": x[..., c.burn_in :, :].numpy(),
+        "activity": x[..., c.burn_in :, :].contiguous().numpy(),
         "initial_state": (h0 if h is None else h[..., c.burn_in, :]).numpy(),
         "input": current.squeeze(1).numpy(),
         "gain": np.array([draw.gain for draw in draws]),
@@ -171,15 +337,18 @@ def simulate_block(c: DatasetConfig, first: int, count: int) -> dict[str, np.nda
         "cell_type": torch.stack([draw.cell_type for draw in draws]).numpy(),
         "block": torch.stack([draw.block for draw in draws]).numpy(),
         "observed": np.ones((count, c.N), dtype=np.int8),
+        "split": np.array([network_split(c.seed, k, c.split) for k in range(first, first + count)], dtype=np.int8),
     }
     if c.voltage and h is not None:
-        arrays["voltage"] = h[..., c.burn_in :, :].numpy()
+        arrays["voltage"] = h[..., c.burn_in :, :].contiguous().numpy()
     return arrays
 
 
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of build-dataset to a parser: the configuration's, and each ensemble's own."""
     add_options(parser, DatasetConfig, skip=("ensemble",))
+    parser.add_argument("--verify", action="store_true", help="check what is in --out-dir instead: nothing is built")
+    add_options(parser.add_argument_group("execution"), Execution)
     group = parser.add_argument_group("ensemble")
     group.add_argument(
         "--ensemble", dest="ensemble_name", choices=sorted(ENSEMBLES), default="gaussian", help="(default gaussian)"
@@ -191,16 +360,30 @@ def add_arguments(parser: OptionParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Build what the options say and tell where it is."""
+    """Build what the options say and tell where it is; or verify what is there."""
+    if options.verify:
+        return _verify(options)
     names = {item.name for kind in ENSEMBLES.values() for item in fields(kind)} | {"gain_high"}
     given = {name: value for name, value in vars(options).items() if name in names}
     config = from_options(DatasetConfig, options, ensemble=make_ensemble(options.ensemble_name, **given))
-    there = config.path.exists()
-    path = build_dataset(config)
-    if there:
+    execution = from_options(Execution, options)
+    last = config.path if config.networks_per_shard is None else config.path / MANIFEST_NAME  # what is written last
+    before = last.stat() if last.exists() else None
+    path = build_dataset(config, execution)
+    if before is not None and os.path.samestat(before, last.stat()):
         print(f"{path} is complete already ({config.num_networks} networks).")
         return 0
-    print(f"{path}: {config.num_networks} networks x {config.num_trials} trials, {path.stat().st_size / 1e6:.1f} MB")
+    size = sum(file.stat().st_size for file in (path.glob("network=*.nc") if path.is_dir() else [path]))
+    print(f"{path}: {config.num_networks} networks x {config.num_trials} trials, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _verify(options: Namespace) -> int:
+    names = {item.name for kind in (DatasetConfig, Execution, *ENSEMBLES.values()) for item in fields(kind)}
+    others = sorted((names | {"gain_high"}) & vars(options).keys() - {"out_dir"})
+    if others:
+        raise ValueError(f"--verify takes --out-dir only; got {', '.join(others)}. Leave the rest out.")
+    print(f"{options.out_dir}: {verify_cube(options.out_dir)}")
     return 0
 
 

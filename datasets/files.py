@@ -1,4 +1,4 @@
-"""Arrays out of other people's files: npy, npz, csv and netCDF, with errors that name the file."""
+"""Arrays out of other people's files: npy, npz, csv, netCDF and MATLAB, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-KINDS = (".nc", ".npz", ".npy", ".csv")
+from neurosde.datasets.matlab import read_mat
+
+KINDS = (".nc", ".npz", ".npy", ".csv", ".mat")
 
 
-def existing_file(path: str | Path) -> Path:
-    """Return the path of an existing file of a kind we read.
+def existing_file(path: str | Path, kinds: Sequence[str] = KINDS) -> Path:
+    """Return the path of an existing file of one of these kinds.
 
     Raises:
         FileNotFoundError: there is none.
@@ -24,8 +26,8 @@ def existing_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix.lower() not in KINDS:
-        raise ValueError(f"{path} must be one of {', '.join(KINDS)}; got {path.suffix or 'no suffix'!r}.")
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path} must be one of {', '.join(kinds)}; got {path.suffix or 'no suffix'!r}.")
     return path
 
 
@@ -117,12 +119,34 @@ def read_array(path: str | Path, variable: str | None, preferred: Sequence[str])
         return read_table(path).to_numpy(dtype=np.float64)
     if suffix == ".npy":
         return np.asarray(read_npz(path)["activity"], dtype=np.float64)
-    if suffix == ".npz":
-        arrays = read_npz(path)
+    if suffix in (".npz", ".mat"):
+        arrays = read_npz(path) if suffix == ".npz" else read_mat(path)
         return np.asarray(arrays[choose(list(arrays), variable, preferred, path)], dtype=np.float64)
     with open_netcdf(path) as dataset:
         names = [str(name) for name in dataset.data_vars if dataset[name].ndim >= 2]
         return dataset[choose(names, variable, preferred, path)].to_numpy().astype(np.float64)
+
+
+def spacing(times: np.ndarray, path: str | Path) -> float | None:
+    """Return how far evenly spaced times are apart; None where they are too few, or no numbers.
+
+    Args:
+        times: shape (time,).
+        path: the file they are from.
+
+    Raises:
+        ValueError: the steps differ by more than a thousandth.
+    """
+    if len(times) < 2 or times.dtype.kind not in "fiu":
+        return None
+    steps = np.diff(times)
+    dt = float(np.median(steps))
+    if dt <= 0 or np.abs(steps - dt).max() > 1e-3 * dt:
+        raise ValueError(
+            f"the times of {path} must be evenly spaced; got steps from {steps.min():.6g} to {steps.max():.6g}. "
+            "Resample the recording."
+        )
+    return float((times[-1] - times[0]) / (len(times) - 1))
 
 
 def _number(cell: object) -> float | None:

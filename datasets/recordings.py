@@ -4,6 +4,8 @@
     .npz   an array `activity` (or the only one); `voltage`, `input`, `dt` and `tau` are taken along if there
     .npy   one array
     .csv   time × neuron, with a header line or without; columns `time` and `trial` are understood by name
+    .mat   MATLAB's, of any version, like npz; fields of a struct are called `session.activity`
+    .nwb   a (time, cell) series of a Neurodata Without Borders file; takes pynwb, `pip install 'neurosde[nwb]'`
 
 Arrays are (time, neuron) or (trial, time, neuron), firing rates in the range of φ.
 """
@@ -18,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from neurosde.datasets.files import choose, existing_file, open_netcdf, read_npz, read_table
+from neurosde.datasets.files import KINDS, choose, existing_file, open_netcdf, read_npz, read_table, spacing
+from neurosde.datasets.matlab import read_mat
+from neurosde.datasets.nwb import read_nwb
 from neurosde.rate_sde import Drive
 
 NAMES = ("activity", "rates", "x")
@@ -37,6 +41,8 @@ class Recording:
         input: known external input, shape (neuron,), (time, neuron) or (trial, time, neuron), or None.
         drive: the drive convention the file says it was made with, or None.
         network: index of the network in the cube, or None.
+        time_unit: unit of dt and tau, None if the file does not say.
+        observation: what `observe` has done to it, JSON, or None.
     """
 
     activity: np.ndarray
@@ -47,6 +53,8 @@ class Recording:
     input: np.ndarray | None = None
     drive: Drive | None = None
     network: int | None = None
+    time_unit: str | None = None
+    observation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("activity", "voltage"):
@@ -67,28 +75,37 @@ class Recording:
             raise ValueError(f"voltage in {self.source} must have the shape {shape}; got {self.voltage.shape}.")
 
 
-def read_recording(path: str | Path, *, network: int | None = None, variable: str | None = None) -> Recording:
-    """Read a recording from a netCDF, npz, npy or csv file.
+def read_recording(
+    path: str | Path, *, network: int | None = None, variable: str | None = None, cut_trials: bool = False
+) -> Recording:
+    """Read a recording from a netCDF, npz, npy, csv, MATLAB or NWB file.
 
     Args:
         path: the file.
         network: which network of a cube; needed where it holds more than one.
         variable: which array of the file, where its name is not a usual one.
+        cut_trials: cut an NWB series into the file's trials (see `neurosde.datasets.nwb`).
 
     Raises:
         FileNotFoundError: no such file.
+        ImportError: the package that reads NWB files is not installed.
         ValueError: unreadable, of the wrong shape, not finite, or it is not clear which array or network is meant.
     """
-    path = existing_file(path)
+    path = existing_file(path, (*KINDS, ".nwb"))
     suffix = path.suffix.lower()
+    if cut_trials and suffix != ".nwb":
+        raise ValueError(f"only NWB files hold a table of trials to cut by; {path} is a {suffix} file.")
     if suffix == ".nc":
         with open_netcdf(path) as dataset:
             return _from_dataset(dataset, path, network, variable)
     if network is not None:
         raise ValueError(f"only cubes hold networks to choose from; {path} is a {suffix} file, got network {network}.")
+    if suffix == ".nwb":
+        series = read_nwb(path, variable, cut_trials=cut_trials)
+        return Recording(series.values, f"{path}:{series.name}", dt=series.dt, time_unit="s")
     if suffix == ".csv":
         return _from_table(path)
-    arrays = read_npz(path)
+    arrays = _read_matlab(path, variable) if suffix == ".mat" else read_npz(path)
     shaped = [name for name, array in arrays.items() if array.ndim >= 2 or len(arrays) == 1]
     activity = _floating(arrays[choose(shaped, variable, NAMES, path)], path)
     return Recording(
@@ -99,6 +116,17 @@ def read_recording(path: str | Path, *, network: int | None = None, variable: st
         voltage=_floating(arrays["voltage"], path) if "voltage" in arrays else None,
         input=_floating(arrays["input"], path) if "input" in arrays else None,
     )
+
+
+def _read_matlab(path: Path, variable: str | None) -> dict[str, np.ndarray]:
+    """MATLAB has no arrays of fewer than two axes: take (1, n) and (n, 1) for vectors, except where rates are."""
+    arrays = read_mat(path)
+    flat = {name for name, array in arrays.items() if array.ndim == 2 and 1 in array.shape} - {
+        *NAMES,
+        "voltage",
+        variable,
+    }
+    return {name: array.ravel() if name in flat and len(arrays) > 1 else array for name, array in arrays.items()}
 
 
 def _from_dataset(dataset: xr.Dataset, path: Path, network: int | None, variable: str | None) -> Recording:
@@ -126,12 +154,14 @@ def _from_dataset(dataset: xr.Dataset, path: Path, network: int | None, variable
     return Recording(
         _floating(rates.to_numpy(), path),
         str(path),
-        dt=_spacing(dataset["time"].to_numpy(), path) if "time" in dataset.coords else None,
+        dt=spacing(dataset["time"].to_numpy(), path) if "time" in dataset.coords else None,
         tau=float(dataset["tau"]) if "tau" in dataset and dataset["tau"].ndim == 0 else None,
         voltage=_floating(dataset["voltage"].to_numpy(), path) if "voltage" in dataset else None,
         input=current if current is not None and current.any() else None,
         drive=config.get("drive"),
         network=network,
+        time_unit=dataset["time"].attrs.get("units") if "time" in dataset.coords else None,
+        observation=dataset.attrs.get("observation"),
     )
 
 
@@ -151,7 +181,7 @@ def _from_table(path: Path) -> Recording:
     return Recording(
         np.stack([values[rows] for rows in groups]),
         str(path),
-        dt=None if times is None else _spacing(times[groups[0]], path),
+        dt=None if times is None else spacing(times[groups[0]], path),
     )
 
 
@@ -172,6 +202,10 @@ def merge_settings(recording: Recording, *, dt: float | None, tau: float | None,
             raise ValueError(f"{recording.source} says {name} = {there}; got {name} = {said}. Leave --{name} out.")
     if recording.dt is None and dt is None:
         raise ValueError(f"{recording.source} does not say how far its samples are apart; give --dt (in units of tau).")
+    if recording.tau is None and tau is None and recording.time_unit not in (None, "tau", "1"):
+        warnings.warn(
+            f"{recording.source} does not say tau; 1 {recording.time_unit} is assumed. Give --tau.", stacklevel=2
+        )
     return replace(
         recording,
         dt=dt if dt is not None else recording.dt,
@@ -195,16 +229,3 @@ def _scalar(arrays: dict[str, np.ndarray], name: str, path: Path) -> float | Non
     if arrays[name].size != 1:
         raise ValueError(f"{name} in {path} must be one number; got shape {arrays[name].shape}.")
     return float(arrays[name].reshape(()))
-
-
-def _spacing(times: np.ndarray, path: Path) -> float | None:
-    if len(times) < 2 or times.dtype.kind not in "fiu":
-        return None
-    steps = np.diff(times)
-    dt = float(np.median(steps))
-    if dt <= 0 or np.abs(steps - dt).max() > 1e-3 * dt:
-        raise ValueError(
-            f"the times of {path} must be evenly spaced; got steps from {steps.min():.6g} to {steps.max():.6g}. "
-            "Resample the recording."
-        )
-    return float((times[-1] - times[0]) / (len(times) - 1))

@@ -7,6 +7,7 @@
     input(network, neuron)                      constant external input I
     gain, noise_std, tau, seed (network)        parameters of each network
     cell_type, block, observed (network, neuron)
+    split(network)                              training, validation or test, optional
     complete(network)                           1 where the network's data are on disk
 
 Files follow the CF conventions: every variable has `long_name` and `units`, the global attributes say where the file
@@ -22,6 +23,7 @@ import numpy as np
 import xarray as xr
 
 from neurosde.datasets.files import open_netcdf
+from neurosde.datasets.shards import shards_of
 
 SCHEMA_VERSION = "1"
 REQUIRED_ATTRIBUTES = ("Conventions", "title", "neurosde_version", "config", "schema_version")
@@ -70,6 +72,9 @@ def variables(time_unit: str = "tau") -> dict[str, Variable]:
         ),
         "block": Variable(("network", "neuron"), "i2", "cluster of the neuron"),
         "observed": Variable(("network", "neuron"), "i1", "is the neuron observed", flags="0=hidden 1=observed"),
+        "split": Variable(
+            ("network",), "i1", "what the network is for", flags="0=train 1=validation 2=test", required=False
+        ),
         "complete": Variable(
             ("network",), "i1", "whether the network's data are on disk", flags="0=missing 1=complete"
         ),
@@ -89,16 +94,17 @@ def coordinates(time_unit: str = "tau") -> dict[str, Variable]:
 
 
 def validate_cube(cube: str | Path | xr.Dataset) -> None:
-    """Check that a file or dataset is a whole cube.
+    """Check that a file, a folder of shards or a dataset is a whole cube.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, or not a cube; the message names everything that is missing or wrong.
+        ValueError: unreadable, or not a cube; the message names the file and everything that is missing or wrong.
     """
-    if not isinstance(cube, xr.Dataset):
-        with open_netcdf(cube) as dataset:
-            return _validate(dataset, str(cube))
-    return _validate(cube, "the dataset")
+    if isinstance(cube, xr.Dataset):
+        return _validate(cube, "the dataset")
+    for shard in shards_of(cube):
+        with open_netcdf(shard.path) as dataset:
+            _validate(dataset, str(shard.path))
 
 
 def _validate(dataset: xr.Dataset, where: str) -> None:

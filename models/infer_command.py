@@ -14,7 +14,9 @@ from neurosde.provenance import make_folder
 
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde infer`."""
-    parser.add_argument("recording", type=Path, help="activity: netCDF, npz, npy or csv; (trial,) time, neuron")
+    parser.add_argument(
+        "recording", type=Path, help="activity: netCDF, npz, npy, csv, MATLAB or NWB; (trial,) time, neuron"
+    )
     add_options(parser, InferenceConfig)
     parser.add_argument("--out", type=Path, default=Path("posterior.nc"), help="posterior (default posterior.nc)")
 

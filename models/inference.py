@@ -44,6 +44,7 @@ class InferenceConfig:
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
     network: int | None = field(default=None, metadata={"help": "which network of a cube"})
     variable: str | None = field(default=None, metadata={"help": "which array of the file (default activity)"})
+    cut_trials: bool = field(default=False, metadata={"help": "cut an NWB series into the file's trials"})
 
     def __post_init__(self) -> None:
         if self.dt is not None:
@@ -108,7 +109,9 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
     """
     config = config or InferenceConfig()
     if not isinstance(recording, Recording):
-        recording = read_recording(recording, network=config.network, variable=config.variable)
+        recording = read_recording(
+            recording, network=config.network, variable=config.variable, cut_trials=config.cut_trials
+        )
     recording = merge_settings(recording, dt=config.dt, tau=config.tau, drive=config.drive)
     notes: list[str] = []
     statistics = recording_statistics(recording, estimate_input=config.estimate_input)

@@ -10,6 +10,10 @@ from neurosde.options import OptionParser, command_words, run_safely
 
 COMMANDS = {
     "build-dataset": ("neurosde.datasets.build_dataset", "draw networks, simulate them, store both as a cube"),
+    "info": ("neurosde.datasets.info_command", "say what a cube, a folder of shards or a posterior holds"),
+    "plot": ("neurosde.datasets.plot_command", "draw one network of a cube: weights, eigenvalues, activity"),
+    "observe": ("neurosde.datasets.observe_command", "make the cube that an experiment would have seen of a cube"),
+    "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
     "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),

@@ -58,7 +58,7 @@ def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.N
             warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             return command(options)
-    except (ValueError, TypeError, OSError, OverflowError, MemoryError, JuliaError) as error:
+    except (ValueError, TypeError, OSError, OverflowError, MemoryError, ImportError, JuliaError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

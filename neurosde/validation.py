@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -97,3 +99,15 @@ def check_positive(value: float, name: str, *, zero_ok: bool = False) -> float:
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero_ok):
         raise ValueError(f"{name} must be {'non-negative' if zero_ok else 'positive'} and finite; got {number}.")
     return number
+
+
+def optional_package(name: str, extra: str) -> ModuleType:
+    """Import a package that only this extra of neurosde brings.
+
+    Raises:
+        ImportError: it is not installed; the message says how it is.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is needed for this and not installed; pip install 'neurosde[{extra}]'") from error

@@ -189,7 +189,7 @@ def test_a_disk_that_fills_up(tmp_path, capsys, monkeypatch):
     if mounted.returncode:
         pytest.skip("this machine does not allow mounts")
     try:
-        monkeypatch.setattr(CubeWriter, "_check_space", lambda *_: None)
+        monkeypatch.setattr("neurosde.datasets.store.check_space", lambda *_: None)
         assert main(["build-dataset", "--out-dir", str(disk), "--num-networks", "200", "--N", "20"]) == 2
         error = capsys.readouterr().err
         assert "could not write" in error and "no space left" in error and error.count("\n") == 1

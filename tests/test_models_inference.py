@@ -277,7 +277,7 @@ def test_voltage_and_time_varying_input_from_npz(tmp_path):
     ("name", "make", "options", "match"),
     [
         ("missing.npy", lambda p: None, [], "no such file"),
-        ("r.mat", lambda p: p.write_bytes(b""), [], "must be one of .nc, .npz, .npy, .csv"),
+        ("r.txt", lambda p: p.write_bytes(b""), [], "must be one of .nc, .npz, .npy, .csv"),
         ("r.npy", lambda p: np.save(p, np.zeros((5, 3))), [], "give --dt"),
         ("r.npy", lambda p: np.save(p, np.zeros(5)), ["--dt", "0.1"], "at least two times; got shape (5,)"),
         ("r.npy", lambda p: np.save(p, np.full((5, 3), np.nan)), ["--dt", "0.1"], "finite; got 15"),

@@ -19,8 +19,9 @@ import xarray as xr
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
-from neurosde.evaluation import engine_calibration, simulation_benchmark
+from neurosde.evaluation import engine_calibration, loader_benchmark, simulation_benchmark
 from neurosde.evaluation.engine_calibration import EngineCalibration
+from neurosde.evaluation.loader_benchmark import LoaderBenchmark
 from neurosde.evaluation.recovery import recovery
 from neurosde.evaluation.simulation_tasks import SimulationBenchmark
 from neurosde.evaluation.timing import hardware
@@ -142,6 +143,9 @@ def add_arguments(parser: OptionParser) -> None:
     sub = kinds.add_parser("engines", help="cost of either engine, from which engine=auto chooses")
     add_options(sub, EngineCalibration)
     sub.set_defaults(run=engine_calibration.run)
+    sub = kinds.add_parser("loader", help="speed of reading cubes into torch, beside other ways")
+    add_options(sub, LoaderBenchmark)
+    sub.set_defaults(run=loader_benchmark.run)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
