@@ -6,7 +6,7 @@ calibrated uncertainty. `W[i, j]` is the weight from presynaptic neuron j to pos
 
 from neurosde._version import __version__
 from neurosde.activation import Activation
-from neurosde.brownian import BrownianPath
+from neurosde.brownian import BrownianPath, BrownianSeeds
 from neurosde.rate_sde import RateSDE
 from neurosde.solve import odeint, sdeint, simulate_rate_network
 from neurosde.summary import summary_stats
@@ -14,6 +14,7 @@ from neurosde.summary import summary_stats
 __all__ = [
     "Activation",
     "BrownianPath",
+    "BrownianSeeds",
     "RateSDE",
     "__version__",
     "odeint",

@@ -48,7 +48,6 @@ class Work:
         trajectories: networks × trials.
         neurons: N.
         steps: number of steps.
-        networks: networks, each with weights of its own.
         noisy: whether noise has to be drawn.
         gradient: whether a gradient will be asked for.
         recorded: whether autograd has to see the steps.
@@ -60,7 +59,6 @@ class Work:
     trajectories: int
     neurons: int
     steps: int
-    networks: int
     noisy: bool
     gradient: bool
     recorded: bool
@@ -240,8 +238,14 @@ class _UnitStepSDE(nn.Module):
 ENGINES: dict[str, Engine] = {"torch": TorchEngine(), "torchsde": TorchsdeEngine()}
 
 
-def select_engine(name: str, work: Work) -> Engine:
+def select_engine(name: str, work: Work, *, whole: bool = False) -> Engine:
     """Return the engine called `name`; "auto" takes the fastest one that can do the work.
+
+    Args:
+        name: one of `EngineName`.
+        work: what there is to do.
+        whole: it is all that there is to do. The choice then depends on it alone; otherwise it also depends on whether
+            Julia is running, and on what this process did before.
 
     Raises:
         ValueError: unknown name, or the engine cannot do it.
@@ -257,7 +261,7 @@ def select_engine(name: str, work: Work) -> Engine:
         if refusal is not None:
             raise ValueError(f'engine="julia" {refusal}; use engine="torch".')
         return julia
-    return julia if refusal is None and julia.pays(work) else ENGINES["torch"]
+    return julia if refusal is None and julia.pays(work, whole=whole) else ENGINES["torch"]
 
 
 @cache

@@ -275,27 +275,31 @@ def _run(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fold, integrate and unfold: x and h, each (steps + 1, *batch, neuron)."""
     problem = build_problem(sde, h0, batch, dt, steps, noise, start=start)
-    shape = (steps + 1, *batch, sde.num_neurons)
-    M, K, N = problem.state.shape
-    gradient = torch.is_grad_enabled() and problem.requires_grad
-    phi = problem.phi
-    work = Work(
-        M * K, N, steps, M, problem.noise is not None, gradient, gradient and adjoint == "autograd",
-        phi.name if phi is ACTIVATIONS.get(phi.name) else f"your own {phi.name}", problem.state.dtype,
-        problem.state.device,
-    )  # fmt: skip
-    chosen = select_engine(engine, work)
-    if not chosen.draws_noise:
-        problem = problem.drawn()
     x: Tensor | None
     h: Tensor | None
     if adjoint == "backsolve":
-        x, h = _backsolve(problem, engine, activity)
-    elif adjoint == "discrete":
-        x, h = integrate(chosen, problem, activity=activity, voltage=voltage)
+        x, h = _backsolve(problem.drawn(), engine, activity)
     else:
-        x, h = chosen.forward(problem, activity=activity, voltage=voltage)
+        chosen = select_engine(engine, _work(problem, recorded=adjoint == "autograd"))
+        if not chosen.draws_noise:
+            problem = problem.drawn()
+        if adjoint == "discrete":
+            x, h = integrate(chosen, problem, activity=activity, voltage=voltage)
+        else:
+            x, h = chosen.forward(problem, activity=activity, voltage=voltage)
+    shape = (steps + 1, *batch, sde.num_neurons)
     return None if x is None else x.reshape(shape), None if h is None else h.reshape(shape)
+
+
+def _work(problem: Problem, *, recorded: bool) -> Work:
+    M, K, N = problem.state.shape
+    gradient = torch.is_grad_enabled() and problem.requires_grad
+    phi = problem.phi
+    return Work(
+        M * K, N, problem.steps, problem.noise is not None, gradient, gradient and recorded,
+        phi.name if phi is ACTIVATIONS.get(phi.name) else f"your own {phi.name}", problem.state.dtype,
+        problem.state.device,
+    )  # fmt: skip
 
 
 def _backsolve(problem: Problem, engine: EngineName, activity: bool) -> tuple[Tensor | None, Tensor]:

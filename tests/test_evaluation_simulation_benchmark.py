@@ -197,7 +197,7 @@ def test_interrupted_it_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
 
 def works():
     return [
-        Work(M * K, N, steps, M, noisy, gradient, False, "tanh", torch.float32, torch.device("cpu"))
+        Work(M * K, N, steps, noisy, gradient, False, "tanh", torch.float32, torch.device("cpu"))
         for M, K, N, steps, noisy, gradient in itertools.product(
             (1, 30), (1, 20), (10, 50, 200), (10, 100), (False, True), (False, True)
         )

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import mpmath
@@ -14,9 +15,11 @@ import neurosde.julia
 from neurosde import BrownianPath, RateSDE, odeint, sdeint, simulate_rate_network
 from neurosde.activation import ACTIVATIONS, Activation
 from neurosde.brownian import BrownianSeeds
+from neurosde.datasets.build_dataset import DatasetConfig, settled_engine
 from neurosde.engines import Work, select_engine
+from neurosde.julia import choice
 from neurosde.julia.engine import ACTIVATIONS as NAMES
-from neurosde.julia.worker import get_worker
+from neurosde.julia.worker import describe, get_worker
 from neurosde.philox import normals
 
 pytestmark = pytest.mark.usefixtures("julia")
@@ -438,7 +441,6 @@ def test_other_devices_are_refused():
         trajectories=1,
         neurons=3,
         steps=5,
-        networks=1,
         noisy=False,
         gradient=False,
         recorded=False,
@@ -449,6 +451,22 @@ def test_other_devices_are_refused():
     with pytest.raises(ValueError, match="works on the CPU; got tensors on cuda:0"):
         select_engine("julia", work)
     assert select_engine("auto", work).name == "torch"
+
+
+def test_backsolve_draws_its_noise_where_auto_would_take_julia(monkeypatch):
+    monkeypatch.setattr(choice, "julia_pays", lambda *_, **__: True)
+    sde, h0, ts = RateSDE(weights(4).requires_grad_(), noise_std=0.3), torch.zeros(4, dtype=D), torch.arange(6) * DT
+    discrete, backsolve = (sdeint(sde, h0, ts, dt=DT, adjoint=way, generator=3) for way in ("discrete", "backsolve"))
+    assert float(backsolve.detach()[1:].abs().min()) > 0
+    close(backsolve.detach(), discrete.detach())
+
+
+def test_a_dataset_has_one_engine_whatever_the_process_did_before(monkeypatch, tmp_path):
+    config = DatasetConfig(out_dir=tmp_path, num_networks=3, N=5, T=10)
+    describe()  # a worker is running
+    monkeypatch.setattr(choice, "_saved", 1e9)
+    assert settled_engine(config) == "torch"
+    assert settled_engine(replace(config, num_networks=10**7)) == "julia"
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def work_of(data: xr.Dataset) -> list[Work]:
     """What was measured, as `engine="auto"` sees it."""
     return [
         Work(
-            int(w.networks * w.trials), int(w.neurons), int(w.steps), int(w.networks), bool(w.noisy), bool(w.gradient),
+            int(w.networks * w.trials), int(w.neurons), int(w.steps), bool(w.noisy), bool(w.gradient),
             False, "tanh", torch.float32, torch.device("cpu"),
         )
         for w in (data.isel(work=k) for k in range(data.sizes["work"]))

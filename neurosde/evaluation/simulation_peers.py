@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Case:
         return self.dt * torch.arange(self.shape[0], dtype=torch.float64)
 
 
-class Method:
+class Method(ABC):
     """A simulator set up for one case; what it needs only once is done when it is made.
 
     Raises:
@@ -82,13 +83,13 @@ class Method:
     def __init__(self, case: Case) -> None:
         self.case = case
 
+    @abstractmethod
     def forward(self) -> Any:
         """Return the path in the method's own layout."""
-        raise NotImplementedError
 
     def backward(self) -> Any:
-        """Simulate and return the gradients with respect to W and h0."""
-        raise NotImplementedError
+        """Simulate and return the gradients with respect to W and h0; without one in `passes` there is none."""
+        raise TypeError(f"{type(self).__name__} has no gradient.")
 
     def path(self, result: Any) -> Tensor:
         """Return the result of `forward` as (T, M, K, N)."""
@@ -109,9 +110,9 @@ class TorchMethod(Method):
         self.generator = torch.Generator().manual_seed(case.seed)
         self.cotangent: Tensor | None = None
 
+    @abstractmethod
     def solve(self) -> Tensor:
         """Return the path, recorded by autograd in grad mode."""
-        raise NotImplementedError
 
     def forward(self) -> Tensor:
         """See `Method`."""

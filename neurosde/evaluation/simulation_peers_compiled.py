@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
+from abc import abstractmethod
 from functools import partial
 from typing import Any
 
@@ -70,9 +71,9 @@ class JaxMethod(Method):
         self.cotangent = jax.numpy.asarray(case.cotangent.transpose(0, 1).contiguous().numpy())
         self.chosen: dict[str, Any] = {}
 
+    @abstractmethod
     def one(self, which: str, W: Any, h0: Any, key: Any) -> Any:
         """Path (T, K, N) of one network, for the pass `which`."""
-        raise NotImplementedError
 
     def forward(self) -> Any:
         """See `Method`."""

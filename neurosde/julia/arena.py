@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import select
@@ -23,6 +24,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ class Arena:
         self._idle = 0  # free bytes with memory behind them
         self._dead: deque[_Reference] = deque()  # to blocks whose tensors have died
         self._references: dict[int, _Reference] = {}
-        self._children: list[tuple[int, frozenset[int]]] = []  # pipe, blocks that the child may still read
+        self._children: list[tuple[int | None, frozenset[int]]] = []  # pipe, blocks that the child may still read
         self._held: set[int] = set()  # blocks that died while a child could read them
         self._lock = threading.RLock()  # a fork finds everything in order
         self.stop = ctypes.c_int64.from_buffer(self._map, 0)
@@ -96,9 +98,7 @@ class Arena:
 
     def tensor(self, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor on a block, which is free again when the tensor and all its views are gone."""
-        count = 1
-        for length in shape:
-            count *= length
+        count = math.prod(shape)
         buffer = (ctypes.c_char * (count * dtype.itemsize)).from_buffer(self._map, offset)
         # No Python code in the callback: Ctrl-C, which Python's interpreter looks for, would be lost in it.
         reference = _Reference(buffer, self._dead.append)
@@ -108,9 +108,7 @@ class Arena:
 
     def view(self, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor on memory whose life is the caller's care."""
-        count = 1
-        for length in shape:
-            count *= length
+        count = math.prod(shape)
         return self.bytes[offset : offset + count * dtype.itemsize].view(dtype).view(*shape)
 
     def offset_of(self, tensor: Tensor) -> int | None:
@@ -127,7 +125,7 @@ class Arena:
                 offset = self._dead.popleft().offset
                 del self._references[offset]
                 self.free(offset)
-            ended = [pipe for pipe, _ in self._children if _hung_up(pipe)]
+            ended = [pipe for pipe, _ in self._children if pipe is not None and _hung_up(pipe)]
             if ended:
                 self._children = [(pipe, blocks) for pipe, blocks in self._children if pipe not in ended]
                 for pipe in ended:
@@ -145,7 +143,7 @@ class Arena:
         try:
             return os.pipe()
         except OSError:  # too many files: nobody will tell, so what the child can read is never used again
-            self._children.append((-1, self._readable()))
+            self._children.append((None, self._readable()))
             return None
 
     def after_fork_in_parent(self, pipe: tuple[int, int] | None) -> None:
@@ -239,16 +237,24 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def available_memory() -> int:
-    """Bytes that the system says it can still give (Linux), or all there are."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return physical_memory()
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that the system, and the container that this may be, say they can still give (Linux), or all there are.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    left = [physical_memory()]
+    with contextlib.suppress(OSError, KeyError):
+        left.append(1024 * _fields(root / "proc/meminfo")["MemAvailable:"])
+    group = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        left.append(limit - used + _fields(group / "memory.stat")["inactive_file"])  # that cache gives way
+    return max(0, min(left))
+
+
+def _fields(path: Path) -> dict[str, int]:
+    return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}
 
 
 def anonymous_file() -> int:

@@ -20,11 +20,12 @@ References:
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass
 
 from neurosde.engines import Work
-from neurosde.julia.locate import julia_available
-from neurosde.julia.worker import worker_running
+from neurosde.julia.locate import Julia, JuliaError, find_julia, julia_available
+from neurosde.julia.worker import describe, worker_running
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,43 @@ START = 3.0  # seconds to start the worker and compile its kernels
 
 _saved = 0.0
 _lock = threading.Lock()
+_broken: set[Julia] = set()
 
 
-def julia_pays(work: Work) -> bool:
-    """Return whether Julia is the quicker engine for this work, its start included."""
+def julia_pays(work: Work, *, whole: bool = False) -> bool:
+    """Return whether Julia is the quicker engine for this work, its start included; if so, it has been started.
+
+    Args:
+        work: what there is to do now.
+        whole: it is all that there is to do: decide by it alone, not by what else this process did.
+
+    Warns:
+        UserWarning: Julia would be the quicker one, but does not start; said once.
+    """
     global _saved
     gain = TORCH.seconds(work) - JULIA.seconds(work)
     if gain <= 0:
         return False
-    if worker_running():
+    if whole:
+        due = gain > START
+    elif worker_running():
         return True
-    with _lock:
-        _saved += gain
-        due = _saved > START
-    return due and julia_available()
+    else:
+        with _lock:
+            _saved += gain
+            due = _saved > START
+    return due and julia_available() and _starts()
+
+
+def _starts() -> bool:
+    """Start the worker, unless this Julia has already failed to."""
+    julia = find_julia()
+    if julia in _broken:
+        return False
+    try:
+        describe()
+    except JuliaError as error:
+        _broken.add(julia)
+        warnings.warn(f'engine="auto" goes on with torch, since Julia does not start: {error}', stacklevel=2)
+        return False
+    return True

@@ -50,9 +50,9 @@ class JuliaEngine:
             return 'has the discrete adjoint only; got adjoint="autograd"'
         return None
 
-    def pays(self, work: Work) -> bool:
-        """Return whether this engine is the quicker one, its start included."""
-        return choice.julia_pays(work)
+    def pays(self, work: Work, *, whole: bool) -> bool:
+        """Return whether this engine is the quicker one, its start included, and does start."""
+        return choice.julia_pays(work, whole=whole)
 
     def forward(self, problem: Problem, *, activity: bool, voltage: bool) -> tuple[Tensor | None, Tensor | None]:
         """See `Engine`."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
+import select
 import signal
 import socket
 import struct
@@ -34,11 +36,16 @@ DONE, FAILED, INTERRUPTED = range(3)
 PACKAGE = Path(__file__).resolve().parent / "NeuroSDE.jl"
 PATIENCE = 2.0  # seconds that an interrupted worker has to answer before it is killed
 START_LIMIT = 120.0  # seconds for a worker to load
+WINK = 200  # milliseconds after which a signal is seen that came just before the call that waits
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead worker is an error, even where SIGPIPE ends the program
 
 
 class JuliaWorkerError(JuliaError):
     """The Julia worker failed or died; the message says how. The next call starts a new one."""
+
+
+class _NoReplyError(Exception):
+    """The worker has not answered for too long."""
 
 
 class Worker:
@@ -143,7 +150,6 @@ class Worker:
             command.append("--compiled-modules=no")
         else:
             environment["JULIA_DEPOT_PATH"] = str(depot)
-        began = time.perf_counter()
         try:
             try:
                 self._errors = os.fdopen(anonymous_file(), "w+b")
@@ -162,24 +168,22 @@ class Worker:
                     )
             except OSError as error:
                 raise JuliaWorkerError(f"{julia.executable} could not be started: {error}.") from error
-            self._socket.settimeout(START_LIMIT)
-            self._exchange(struct.pack(f"<{REQUEST_WORDS}q", OP_DESCRIBE, *[0] * (REQUEST_WORDS - 1)))
-            self._socket.settimeout(None)
+            self._exchange(struct.pack(f"<{REQUEST_WORDS}q", OP_DESCRIBE, *[0] * (REQUEST_WORDS - 1)), START_LIMIT)
         except ConnectionError as error:
             raise self._death() from error
         except BaseException as error:
             self.stop()
-            if isinstance(error, TimeoutError) and time.perf_counter() - began > START_LIMIT:
+            if isinstance(error, _NoReplyError):
                 raise JuliaWorkerError(f"{julia.executable} did not start to work in {START_LIMIT:g} s.") from error
             raise
 
-    def _exchange(self, message: bytes) -> bytes:
+    def _exchange(self, message: bytes, limit: float = math.inf) -> bytes:
         """Send a request and return the reply's message; ConnectionError if the worker has not read the request."""
         assert self._socket is not None
         self._owed = REPLY.size
         try:
             self._socket.sendall(message, NO_SIGNAL)
-            reply = self._receive()
+            reply = self._receive(limit)
         except EOFError as error:
             raise self._death() from error
         except ConnectionError:
@@ -194,10 +198,16 @@ class Worker:
             raise JuliaWorkerError(f"the Julia core {what}")
         return text
 
-    def _receive(self) -> bytes:
+    def _receive(self, limit: float) -> bytes:
+        """Receive what is owed; _NoReplyError after `limit` seconds, to within WINK."""
         assert self._socket is not None
-        reply = b""
+        reply, began, ready = b"", time.monotonic(), select.poll()
+        ready.register(self._socket, select.POLLIN)
         while self._owed:
+            if not ready.poll(WINK):
+                if time.monotonic() - began > limit:
+                    raise _NoReplyError
+                continue
             got = self._socket.recv(self._owed)
             if not got:
                 raise EOFError
@@ -211,10 +221,8 @@ class Worker:
             return
         try:
             self.arena.stop.value = 1
-            self._socket.settimeout(PATIENCE)
-            self._receive()
-            self._socket.settimeout(None)
-        except (OSError, EOFError, KeyboardInterrupt):
+            self._receive(PATIENCE)
+        except (_NoReplyError, OSError, EOFError, KeyboardInterrupt):
             if self._process is not None:
                 _kill(self._process)
             self.stop()

@@ -1,6 +1,7 @@
 # Elementary functions on vectors.
 #
-# All follow from two reductions whose remaining series are Taylor's, cut where the next term is below rounding:
+# exp, expm1 and log follow from two reductions. The series that remain are Taylor's, cut where the next term is below
+# rounding; in single precision some of them, and tanh as a whole, are fits of least maximal error instead (below).
 #   exp:  x = n ln 2 + r, |r| <= ln(2)/2;  exp(x) − 1 = (2ⁿ − 1) + 2ⁿ (exp(r) − 1), which keeps small results exact
 #   log:  u = 2ᵉ m, √½ <= m < √2;          log(m) = 2 atanh(s), s = (m − 1)/(m + 1), |s| <= 0.172
 
