@@ -1,19 +1,32 @@
-"""Posteriors over weights."""
+"""Priors and posteriors over weights."""
 
+from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser
+from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.guidance import ClassifierFreeGuidance
 from neurosde.models.inference import Inference, InferenceConfig, infer
 from neurosde.models.posterior_file import open_posterior, save_posterior
+from neurosde.models.samplers import sample
 
 __all__ = [
+    "ClassifierFreeGuidance",
+    "Denoiser",
     "EmpiricalBayes",
+    "Evidence",
     "GaussianPosterior",
     "Inference",
     "InferenceConfig",
+    "ScaleMixtureDenoiser",
+    "SpikeAndSlabDenoiser",
     "empirical_bayes",
+    "fold",
     "infer",
+    "largest_sigma",
     "least_squares",
+    "noise_levels",
     "open_posterior",
     "ridge",
+    "sample",
     "save_posterior",
 ]

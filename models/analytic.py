@@ -1,0 +1,116 @@
+"""Denoisers in closed form: what a trained network is measured against, and priors that need none.
+
+In the units of the diffusion (J = W/s₀), float64, in the interface of `neurosde.models.edm.Denoiser`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosde.models.edm import Evidence, fold
+from neurosde.validation import check_count, check_positive
+
+
+class ScaleMixtureDenoiser:
+    """Gaussian entries whose variance is one of several, the same for the whole matrix: an unknown gain.
+
+    J_ij ~ N(0, v_k) iid with probability p_k. Given k the posterior is N(D₀, C) (`edm.fold`), and k has the posterior
+
+        p(k | W_s) ∝ p_k |C_k|^(N/2) v_k^(−N²/2) exp(½ tr(M C_k Mᵀ)),    M = B + W_s/s².
+
+    Args:
+        variances: v_k, shape (component,).
+        probabilities: p_k, shape (component,); by default equal.
+        evidence: of a recording; without it this is the prior's denoiser.
+
+    Raises:
+        ValueError: variances or probabilities out of range.
+    """
+
+    def __init__(
+        self, variances: Tensor, probabilities: Tensor | None = None, evidence: Evidence | None = None
+    ) -> None:
+        self.variances = torch.as_tensor(variances, dtype=torch.float64)
+        if self.variances.ndim != 1 or not bool((self.variances > 0).all()):
+            raise ValueError("variances must be a vector of positive numbers.")
+        if probabilities is None:
+            probabilities = torch.full_like(self.variances, 1 / len(self.variances))
+        self.probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+        if self.probabilities.shape != self.variances.shape or not bool((self.probabilities >= 0).all()):
+            raise ValueError("probabilities must be non-negative, one for each variance.")
+        self.probabilities = self.probabilities / self.probabilities.sum()
+        self.evidence = evidence
+
+    @classmethod
+    def of_gains(
+        cls, low: float, high: float, points: int = 64, evidence: Evidence | None = None
+    ) -> ScaleMixtureDenoiser:
+        """Gain uniform between `low` and `high`, in units of g_rms: Gauss–Legendre quadrature over it.
+
+        Raises:
+            ValueError: gains that are not positive, or not in order.
+        """
+        check_positive(low, "low")
+        check_count(points, "points")
+        if high <= low:
+            raise ValueError(f"high must exceed low = {low}; got {high}.")
+        nodes, weights = np.polynomial.legendre.leggauss(points)
+        gains = low + (high - low) * (torch.from_numpy(nodes) + 1) / 2
+        return cls(gains.square(), torch.from_numpy(weights), evidence)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[J | J_s = x], shape (..., post, pre)."""
+        log_weights, means = self.components(x, sigma)
+        return (log_weights.softmax(0)[..., None, None] * means).sum(0)
+
+    def components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Log posterior of each component up to a constant (component, ...), and its mean (component, ..., N, N)."""
+        N = x.shape[-1]
+        evidence = self.evidence or Evidence.none(N, x.device)
+        axes = (1,) * (x.ndim - 2)
+        v = self.variances.to(x.device).view(-1, *axes)
+        folded = fold(x, sigma, evidence, v)
+        quadratic = (folded.mean.square() / folded.variances.unsqueeze(-2)).sum((-1, -2))  # tr(M C Mᵀ)
+        volume = N * (folded.variances.log().sum(-1) - N * v.log())
+        prior = self.probabilities.to(x.device).log().view(-1, *axes)
+        return prior + (quadratic + volume) / 2, folded.posterior_mean
+
+
+@dataclass(frozen=True)
+class SpikeAndSlabDenoiser:
+    """Sparse weights: each entry is 0, or N(0, variance) with probability `density`, independently.
+
+    Args:
+        density: probability of a connection.
+        variance: of the connections that exist.
+
+    Raises:
+        ValueError: a density outside (0, 1], or a variance that is not positive.
+    """
+
+    density: float
+    variance: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density must lie in (0, 1]; got {self.density}.")
+        check_positive(self.variance, "variance")
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[J | J_s = x], shape (..., post, pre)."""
+        s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+        shrinkage = self.variance / (self.variance + s2)
+        return self.existence(x, sigma) * shrinkage * x.double()
+
+    def existence(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Probability that each connection exists, given J_s = x; shape (..., post, pre)."""
+        x = x.double()
+        s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+        odds = math.log(self.density) - (math.log1p(-self.density) if self.density < 1 else -math.inf)
+        total = self.variance + s2
+        return torch.sigmoid(odds - 0.5 * (total / s2).log() + 0.5 * x.square() * (1 / s2 - 1 / total))

@@ -1,0 +1,194 @@
+"""Diffusion over weight matrices, with a recording folded in.
+
+W_s = W + s ε, ε iid standard normal, s from σ_max (nothing of W is left) down to 0. A recording's likelihood is
+Gaussian in W with precision Λ and cross term B (`neurosde.likelihood`), and so is the noise; for the prior N(0, v) of
+an entry both fold into one row covariance and one mean,
+
+    C = (Λ + I/s² + I/v)⁻¹,    D₀ = (B + W_s/s²) C,
+
+and everything that a Gaussian prior lacks is left to a network F, which sees inputs and makes outputs of unit variance:
+
+    Z = D₀ (vI − C)^(−1/2),    D(W_s; s, Λ, B) = D₀ + F C^(1/2),    loss = ‖(D − W) C^(−1/2)‖² / N².
+
+With Λ = B = 0 these are EDM's c_skip, c_in, c_out and weighting. With F = 0, D is the exact posterior mean for the
+Gaussian prior. All is in J units, J = W/s₀ with s₀ = g_rms/√N, so that v = 1 is the prior variance at every N.
+
+References:
+    Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),
+    https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurosde.validation import check_positive, check_square
+
+SIGMA_MIN = 2e-3
+RHO = 7.0
+
+
+class Denoiser(Protocol):
+    """What samplers take: the mean of W given W_s."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[W | W_s = x], shape (..., post, pre), for the noise levels sigma, shape () or (...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What recordings say about W, by the eigenvectors of Λ. In float64 and in the units of the diffusion.
+
+    Attributes:
+        eigenvalues: of Λ, not negative, shape (..., direction).
+        vectors: eigenvectors of Λ as columns, shape (..., pre, direction).
+        cross: B along them, B U, shape (..., post, direction).
+    """
+
+    eigenvalues: Tensor
+    vectors: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(
+        cls, precision: Float[Tensor, "*batch pre pre"], cross: Float[Tensor, "*batch post pre"], scale: float = 1.0
+    ) -> Evidence:
+        """Decompose Λ once for all noise levels.
+
+        Args:
+            precision: Λ, symmetric, shape (..., pre, pre).
+            cross: B, shape (..., post, pre).
+            scale: s₀ of the J units, where Λ and B are in those of W.
+
+        Raises:
+            ValueError: shapes that do not fit, numbers that are not finite, or a Λ that is not a precision.
+        """
+        check_square(precision.shape, "precision")
+        if precision.shape != cross.shape:
+            raise ValueError(
+                f"precision (..., pre, pre) and cross (..., post, pre) must have one shape; got "
+                f"{tuple(precision.shape)} and {tuple(cross.shape)}."
+            )
+        check_positive(scale, "scale")
+        precision, cross = scale**2 * precision.double(), scale * cross.double()
+        if not bool(precision.isfinite().all() and cross.isfinite().all()):
+            raise ValueError("precision and cross must be finite; leave out transitions that are not.")
+        eigenvalues, vectors = torch.linalg.eigh(precision)
+        rounding = precision.shape[-1] * torch.finfo(torch.float64).eps * eigenvalues.abs().amax(-1, keepdim=True)
+        if bool((eigenvalues < -rounding).any()):
+            raise ValueError(
+                f"precision must have no negative eigenvalue; got {float(eigenvalues.min()):.3g}. It is Σφφᵀ over a "
+                "variance: see neurosde.likelihood."
+            )
+        # Directions that the activity never visited have eigenvalues of the size of rounding: nothing is known there.
+        visited = eigenvalues > rounding
+        return cls(eigenvalues * visited, vectors, cross @ vectors * visited.unsqueeze(-2))
+
+    @classmethod
+    def none(cls, N: int, device: torch.device | str | None = None) -> Evidence:
+        """Return the evidence of no recording: Λ = B = 0."""
+        zeros = torch.zeros(N, N, dtype=torch.float64, device=device)
+        return cls(zeros[0], torch.eye(N, dtype=torch.float64, device=device), zeros)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """W_s and the evidence in one: the posterior of W for a Gaussian prior of variance v, N(D₀, C) row by row.
+
+    Attributes:
+        mean: D₀ along the directions, D₀ U, shape (..., post, direction).
+        variances: eigenvalues of C, shape (..., direction).
+        prior_variance: v, shape (...).
+        vectors: U, shape (..., pre, direction).
+    """
+
+    mean: Tensor
+    variances: Tensor
+    prior_variance: Tensor
+    vectors: Tensor
+
+    @property
+    def posterior_mean(self) -> Tensor:
+        """D₀, shape (..., post, pre)."""
+        return self.mean @ self.vectors.mT
+
+    @property
+    def network_input(self) -> Tensor:
+        """Z = D₀ (vI − C)^(−1/2), shape (..., post, pre): under the prior each row has unit covariance."""
+        v = self.prior_variance.unsqueeze(-1)
+        gained = v - self.variances  # what is known, of the prior's variance
+        inverse = torch.where(gained > 0, gained, 1).rsqrt() * (gained > 0)
+        return self.mean * inverse.unsqueeze(-2) @ self.vectors.mT
+
+    def scaled(self, F: Tensor) -> Tensor:
+        """F C^(1/2), shape (..., post, pre)."""
+        return F @ self.vectors * self.variances.sqrt().unsqueeze(-2) @ self.vectors.mT
+
+    def whitened(self, residual: Tensor) -> Tensor:
+        """Residual C^(−1/2), shape (..., post, pre)."""
+        return residual @ self.vectors * self.variances.rsqrt().unsqueeze(-2) @ self.vectors.mT
+
+    def loss(self, F: Tensor, weights: Tensor) -> Tensor:
+        """‖(D₀ + F C^(1/2) − W) C^(−1/2)‖²/N² of each matrix, shape (...): 1 for F = 0 under a Gaussian prior."""
+        return (F - self.whitened(weights - self.posterior_mean)).square().mean((-1, -2))
+
+
+def fold(x: Tensor, sigma: Tensor | float, evidence: Evidence, prior_variance: Tensor | float = 1.0) -> Folded:
+    """Fold a noisy matrix and the evidence into one.
+
+    Args:
+        x: W_s, shape (..., post, pre).
+        sigma: noise level s > 0, shape () or (...).
+        evidence: what recordings say.
+        prior_variance: v, shape () or (...).
+
+    Returns:
+        The posterior for a Gaussian prior, in float64.
+    """
+    x = x.double()
+    s = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).unsqueeze(-1)
+    v = torch.as_tensor(prior_variance, dtype=torch.float64, device=x.device)
+    variances = 1 / (evidence.eigenvalues + s**-2 + 1 / v.unsqueeze(-1))
+    mean = (evidence.cross + x @ evidence.vectors / s.unsqueeze(-1).square()) * variances.unsqueeze(-2)
+    return Folded(mean, variances, v, evidence.vectors)
+
+
+def largest_sigma(variance: float, N: int, alignment: float = 1.0) -> float:
+    """σ_max at which nothing of W can be told: five standard deviations of its most variable feature, at least 80.
+
+    Args:
+        variance: prior variance of an entry, 1 in J units.
+        N: neurons.
+        alignment: largest eigenvalue of Cov(vec J) over `variance`; 1 for independent entries, up to N² where all
+            entries move together, as with an unknown mean.
+
+    References:
+        Improved techniques for training score-based generative models (Song, Ermon, 2020), section 3.1,
+        https://arxiv.org/abs/2006.09011
+    """
+    check_positive(variance, "variance")
+    if not 1 <= alignment <= N**2:
+        raise ValueError(f"alignment must lie between 1 and N² = {N**2}; got {alignment}.")
+    return max(80.0, 5 * math.sqrt(variance * alignment))
+
+
+def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_MIN, rho: float = RHO) -> Tensor:
+    """Noise levels from σ_max to σ_min, evenly spaced in s^(1/ρ), then 0; shape (steps + 1,), float64.
+
+    Raises:
+        ValueError: fewer than two steps, or levels that do not fall.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2; got {steps}.")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"sigma_max must exceed sigma_min > 0; got {sigma_max} and {sigma_min}.")
+    share = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (sigma_max ** (1 / rho) + share * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return torch.cat([levels, levels.new_zeros(1)])

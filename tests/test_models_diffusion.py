@@ -1,0 +1,249 @@
+"""Diffusion with denoisers in closed form: folding, samplers, guidance."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.distributions import MultivariateNormal, Normal
+
+from neurosde import simulate_rate_network
+from neurosde.likelihood import transition_statistics
+from neurosde.models import (
+    ClassifierFreeGuidance,
+    Evidence,
+    GaussianPosterior,
+    ScaleMixtureDenoiser,
+    SpikeAndSlabDenoiser,
+    fold,
+    largest_sigma,
+    noise_levels,
+    sample,
+)  # fmt: skip
+
+D = torch.float64
+
+
+def evidence_of(N, count=7, scale=1.0):
+    """Λ and B of some transitions with unit noise."""
+    phi, y = torch.randn(count, N, dtype=D), torch.randn(count, N, dtype=D)
+    return phi.mT @ phi, y.mT @ phi
+
+
+def rounded(found, expected, tolerance=1e-11):
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("s", [2e-3, 0.5, 80.0])
+@pytest.mark.parametrize("v", [1.0, 0.3])
+def test_without_evidence_it_is_edms_preconditioning(s, v):
+    x, F = torch.randn(2, 3, 6, 6, dtype=D)
+    folded = fold(x, s, Evidence.none(6), v)
+    rounded(folded.network_input, x / math.sqrt(s**2 + v))
+    rounded(folded.posterior_mean, v / (s**2 + v) * x)
+    rounded(folded.scaled(F), s * math.sqrt(v / (s**2 + v)) * F)
+    rounded(folded.whitened(folded.scaled(F)), F)
+
+
+def test_without_a_network_it_is_the_exact_posterior():
+    """At infinite noise W_s says nothing: what is left is the posterior of the recording, computed elsewhere."""
+    N, g, sigma = 8, 1.4, 0.2
+    W = g / math.sqrt(N) * torch.randn(N, N, dtype=D)
+    _, h = simulate_rate_network(
+        W, torch.randn(3, N, dtype=D), 40, 0.1, 1.0, noise_std=sigma, return_h=True, generator=1
+    )
+    statistics = transition_statistics(voltage=h, dt=0.1, tau=1.0)
+    exact = GaussianPosterior.from_statistics(statistics, sigma, g**2 / N)
+    scale = g / math.sqrt(N)
+    evidence = Evidence.of(*statistics.precision(sigma), scale)
+    folded = fold(torch.randn(N, N, dtype=D), 1e9, evidence)
+    rounded(scale * folded.posterior_mean, exact.mean, 1e-9)
+    rounded(scale**2 * folded.scaled(torch.eye(N, dtype=D)).mT @ folded.scaled(torch.eye(N, dtype=D)),
+            exact.covariance, 1e-9)  # fmt: skip
+
+
+def test_the_loss_of_the_exact_denoiser_is_one_under_its_prior():
+    """‖(D₀ − W) C^(−1/2)‖² is χ² with N² degrees of freedom, given W_s and the recording."""
+    N, count = 6, 4000
+    W = torch.randn(count, N, N, dtype=D)
+    phi = torch.randn(5, N, dtype=D)  # the same inputs to all of them
+    y = phi @ W.mT + torch.randn(count, 5, N, dtype=D)
+    evidence = Evidence.of((phi.mT @ phi).expand(count, N, N), y.mT @ phi)
+    for s in (0.1, 1.0, 10.0):
+        loss = fold(W + s * torch.randn_like(W), s, evidence).loss(torch.zeros_like(W), W)
+        assert abs(float(loss.mean()) - 1) < 4 * math.sqrt(2 / (count * N * N))
+
+
+def mixture_mean(x, s, variances, probabilities, evidence):
+    """E[W | W_s = x] by Tweedie's formula, x + s² ∇ log p(x), from densities of vectors."""
+    N = x.shape[-1]
+    eye = torch.eye(N * N, dtype=D)
+    precision, cross = evidence
+    information = torch.kron(torch.eye(N, dtype=D), precision)  # rows are independent
+    point = x.flatten().clone().requires_grad_()
+    logs = []
+    for v, p in zip(variances.tolist(), probabilities.tolist(), strict=True):
+        covariance = torch.linalg.inv(information + eye / v)
+        mean = covariance @ cross.flatten()
+        normaliser = (torch.logdet(covariance) - N * N * math.log(v) + cross.flatten() @ mean) / 2
+        logs.append(math.log(p) + normaliser + MultivariateNormal(mean, covariance + s**2 * eye).log_prob(point))
+    (slope,) = torch.autograd.grad(torch.stack(logs).logsumexp(0), point)
+    return x + s**2 * slope.view(N, N)
+
+
+@pytest.mark.parametrize("s", [0.1, 1.0, 20.0])
+@pytest.mark.parametrize("known", [False, True])
+def test_scale_mixture_by_tweedies_formula(s, known):
+    variances, probabilities = torch.tensor([0.4, 1.0, 2.5], dtype=D), torch.tensor([0.5, 0.2, 0.3], dtype=D)
+    evidence = evidence_of(3) if known else (torch.zeros(3, 3, dtype=D), torch.zeros(3, 3, dtype=D))
+    x = math.sqrt(1 + s**2) * torch.randn(4, 3, 3, dtype=D)
+    denoise = ScaleMixtureDenoiser(variances, probabilities, Evidence.of(*evidence) if known else None)
+    found = denoise(x, torch.tensor(s, dtype=D))
+    rounded(found, torch.stack([mixture_mean(one, s, variances, probabilities, evidence) for one in x]), 1e-9)
+
+
+@pytest.mark.parametrize("s", [0.05, 1.0, 20.0])
+def test_spike_and_slab_by_tweedies_formula(s):
+    density, variance = 0.2, 5.0
+    x = torch.linspace(-4, 4, 36, dtype=D).view(6, 6).requires_grad_()
+    slab, spike = (Normal(torch.zeros((), dtype=D), sd) for sd in (math.sqrt(variance + s**2), s))
+    log = torch.logaddexp(math.log(density) + slab.log_prob(x), math.log(1 - density) + spike.log_prob(x)).sum()
+    (slope,) = torch.autograd.grad(log, x)
+    found = SpikeAndSlabDenoiser(density, variance)(x.detach(), torch.tensor(s, dtype=D))
+    torch.testing.assert_close(found, (x + s**2 * slope).detach(), rtol=1e-8, atol=1e-9)  # the sum cancels where s ≪ x
+
+
+def test_a_quadrature_over_gains_converges():
+    x = 1.3 * torch.randn(5, 10, 10, dtype=D)
+    means = [ScaleMixtureDenoiser.of_gains(0.8, 2.0, points)(x, torch.tensor(1.0)) for points in (32, 64)]
+    rounded(*means, 1e-9)
+
+
+def error_of(method, steps, v=1.0):
+    """Error of the probability flow of N(0, v), which multiplies by √((v + t²)/(v + s²))."""
+    levels = noise_levels(steps, 10.0, 0.05)[:-1]
+    start = torch.full((1, 1), 3.0, dtype=D)
+    end = []
+    denoise = ScaleMixtureDenoiser(torch.tensor([v]))
+
+    def until(x, s):
+        end.append((float(s), x))
+        return denoise(x, s)
+
+    sample(until, (1, 1), method=method, sigmas=torch.cat([levels, levels.new_zeros(1)]), start=start)
+    x = next(x for s, x in reversed(end) if s == float(levels[-1]))
+    return abs(float(x) / (3 * math.sqrt((v + 0.05**2) / (v + 100.0))) - 1)
+
+
+@pytest.mark.parametrize("method", ["heun", "dpmpp_2m"])
+def test_deterministic_samplers_are_of_second_order(method):
+    steps = np.array([32, 64, 128, 256])
+    slope = np.polyfit(np.log(steps), np.log([error_of(method, int(n)) for n in steps]), 1)[0]
+    assert -2.2 < slope < -1.8
+
+
+@pytest.mark.parametrize("method", ["heun", "dpmpp_2m", "sde"])
+def test_samplers_draw_what_the_denoiser_knows(method):
+    """The best classifier on one number errs in (1 − KS)/2 of the cases: below 0.52 right is KS < 0.04."""
+    N, count = 5, 6000
+    denoise = ScaleMixtureDenoiser.of_gains(0.8, 2.0, 16)
+    drawn = sample(denoise, (count, N, N), method=method, sigmas=noise_levels(64), generator=0)
+    gains = 0.8 + 1.2 * torch.rand(count, dtype=D, generator=torch.Generator().manual_seed(1))
+    fresh = gains.view(-1, 1, 1) * torch.randn(count, N, N, dtype=D, generator=torch.Generator().manual_seed(2))
+    for statistic in (lambda J: J.square().mean((-1, -2)), lambda J: J[:, 0, 0], lambda J: J.diagonal(0, 1, 2).sum(1)):
+        assert scipy.stats.ks_2samp(statistic(drawn), statistic(fresh)).statistic < 0.04
+
+
+@pytest.mark.parametrize("method", ["heun", "dpmpp_2m", "sde"])
+def test_samplers_draw_the_exact_posterior(method):
+    N, count = 4, 4000
+    precision, cross = evidence_of(N)
+    evidence = Evidence.of(precision, cross)
+    exact = ScaleMixtureDenoiser(torch.ones(1), evidence=evidence)
+    drawn = sample(exact, (count, N, N), method=method, sigmas=noise_levels(128), generator=3)
+    covariance = torch.linalg.inv(precision + torch.eye(N, dtype=D))
+    white = (drawn - cross @ covariance) @ torch.linalg.inv(torch.linalg.cholesky(covariance)).mT
+    for entry in white.flatten(1).mT:  # 16 of them, none beyond what chance does once in 10 000
+        assert scipy.stats.kstest(entry, "norm").pvalue > 1e-4 / N**2
+    assert abs(float(white.square().mean()) - 1) < 4 * math.sqrt(2 / white.numel())
+
+
+def test_sparse_draws_are_sparse():
+    """Exact zeros are beyond any sampler that ends at a finite noise: what is below it is counted as none."""
+    drawn = sample(SpikeAndSlabDenoiser(0.2, 5.0), (500, 10, 10), sigmas=noise_levels(64), generator=0)
+    found = float((drawn.abs() > 0.02).double().mean())
+    beyond = 0.2 * 2 * scipy.stats.norm.sf(0.02 / math.sqrt(5.0))
+    assert abs(found - beyond) < 4 * math.sqrt(0.2 * 0.8 / drawn.numel()) + 0.003
+
+
+def test_the_same_seed_gives_the_same_draws_and_going_on_from_a_level():
+    denoise = ScaleMixtureDenoiser(torch.ones(1))
+    one, other = (sample(denoise, (2, 3, 3), method="sde", generator=5) for _ in range(2))
+    assert torch.equal(one, other)
+    start = torch.randn(2, 3, 3, dtype=D)
+    levels = noise_levels(16, 0.01, 0.002)
+    near = sample(denoise, (2, 3, 3), sigmas=levels, start=start)
+    assert float((near - start).abs().max()) < 0.01  # 0.01 of noise hides little
+
+
+def test_guidance():
+    prior = ScaleMixtureDenoiser(torch.ones(1))
+    posterior = ScaleMixtureDenoiser(torch.ones(1), evidence=Evidence.of(*evidence_of(3)))
+    x, s = torch.randn(2, 3, 3, dtype=D), torch.tensor(0.7)
+    guided = {w: ClassifierFreeGuidance(posterior, prior, w)(x, s) for w in (0.0, 1.0, 2.0)}
+    assert torch.equal(guided[0.0], prior(x, s)) and torch.equal(guided[1.0], posterior(x, s))
+    rounded(guided[2.0], 2 * posterior(x, s) - prior(x, s))
+
+
+def test_relabelling_neurons_relabels_the_posterior():
+    order = torch.randperm(5)
+    precision, cross = evidence_of(5)
+    x, s = torch.randn(5, 5, dtype=D), torch.tensor(0.4)
+
+    def relabelled(matrix):
+        return matrix[order][:, order]
+
+    def mean(precision, cross, x):
+        return ScaleMixtureDenoiser(torch.tensor([0.5, 2.0]), evidence=Evidence.of(precision, cross))(x, s)
+
+    rounded(mean(*map(relabelled, (precision, cross, x))), relabelled(mean(precision, cross, x)))
+
+
+def test_levels():
+    levels = noise_levels(18, 80.0, 0.002)
+    assert len(levels) == 19 and levels[-1] == 0
+    assert levels[0] == pytest.approx(80) and levels[-2] == pytest.approx(0.002)
+    assert largest_sigma(1.0, 50) == 80
+    assert largest_sigma(1.0, 50, alignment=2500) == 250
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: noise_levels(1), "at least 2; got 1"),
+        (lambda: noise_levels(5, 0.001), "must exceed sigma_min"),
+        (lambda: largest_sigma(1.0, 3, 10.0), "between 1 and N² = 9; got 10"),
+        (lambda: Evidence.of(torch.zeros(2, 3), torch.zeros(2, 3)), "precision must be square"),
+        (lambda: Evidence.of(torch.zeros(2, 2), torch.zeros(3, 3)), "must have one shape"),
+        (lambda: Evidence.of(-torch.eye(2), torch.zeros(2, 2)), "no negative eigenvalue; got -1"),
+        (lambda: Evidence.of(torch.eye(2) * math.nan, torch.zeros(2, 2)), "must be finite"),
+        (lambda: ScaleMixtureDenoiser(torch.tensor([1.0, -1.0])), "positive"),
+        (lambda: ScaleMixtureDenoiser(torch.ones(2), torch.ones(3)), "one for each variance"),
+        (lambda: ScaleMixtureDenoiser.of_gains(2.0, 1.0), "must exceed low"),
+        (lambda: SpikeAndSlabDenoiser(0.0, 1.0), r"lie in \(0, 1\]; got 0"),
+        (lambda: sample(lambda x, s: x, (2, 2), method="euler"), "method must be one of"),
+        (lambda: sample(lambda x, s: x, (2, 2), sigmas=torch.tensor([1.0, 2.0, 0.0])), "strictly falling"),
+        (lambda: sample(lambda x, s: x, (2, 2), sigmas=torch.tensor([2.0, 1.0])), "end with 0"),
+        (lambda: sample(lambda x, s: x, (2, 2), start=torch.zeros(3, 3)), r"\(2, 2\); got \(3, 3\)"),
+    ],
+)
+def test_bad_input_says_what_was_expected(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_a_denoiser_that_fails_is_caught_where_it_does():
+    with pytest.raises(FloatingPointError, match="noise level 80"):
+        sample(lambda x, s: x * math.nan, (2, 2))
