@@ -47,6 +47,7 @@ class Order:
         seed: seed of the permutations.
         rank: which share to visit.
         world_size: number of shares.
+        drop_last: whether to leave out a last batch that is smaller than the others.
     """
 
     networks: int
@@ -57,6 +58,7 @@ class Order:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "block", "window", "world_size"):
@@ -70,6 +72,11 @@ class Order:
                 f"every rank must have at least one network; got {self.networks} for {self.world_size} ranks. "
                 "Use fewer ranks."
             )
+        if self.batches == 0:
+            raise ValueError(
+                f"drop_last needs at least one whole batch; got {self.share} networks for batches of "
+                f"{self.batch_size}. Use a smaller batch_size."
+            )
 
     @property
     def share(self) -> int:
@@ -79,7 +86,7 @@ class Order:
     @property
     def batches(self) -> int:
         """Batches per epoch."""
-        return math.ceil(self.share / self.batch_size)
+        return self.share // self.batch_size if self.drop_last else math.ceil(self.share / self.batch_size)
 
     def positions(self, epoch: int) -> np.ndarray:
         """Return the networks of this rank in the order of an epoch, shape (share,)."""
@@ -122,7 +129,7 @@ class BlockShuffle(Sampler[list[int]]):
         positions = self.order.positions(self.epoch)
         size, step = self.order.batch_size, self.order.window * self.order.batch_size
         window = positions[:0]
-        for first in range(start * size, len(positions), size):
+        for first in range(start * size, min(len(self) * size, len(positions)), size):
             if first % step == 0 or first == start * size:
                 window = np.sort(positions[first : (first // step + 1) * step])
             yield WindowedBatch(positions[first : first + size].tolist(), window)

@@ -20,11 +20,11 @@ def load_connectome(
     transpose: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Read a weight matrix from a npy, npz, csv or netCDF file.
+    """Read a weight matrix from a npy, npz, csv, netCDF or MATLAB file.
 
     Args:
         path: the file; csv with or without a header line and a column of names.
-        variable: which array of a npz or netCDF file; None takes `weights`, else the only one there is.
+        variable: which array of a npz, netCDF or MATLAB file; None takes `weights`, else the only one there is.
         spectral_radius: scale the matrix to this largest |eigenvalue|; None leaves it as it is.
         transpose: the file stores (pre, post), as many anatomists do; neurosde wants (post, pre).
         dtype: dtype of the result.

@@ -228,9 +228,17 @@ class CubeLoader(DataLoader[dict[str, Tensor]]):
         order: how to visit them.
         num_workers: reading processes.
         context: how they are started.
+        pin_memory: give tensors in pinned memory.
     """
 
-    def __init__(self, dataset: CubeDataset, order: Order, num_workers: int = 0, context: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: CubeDataset,
+        order: Order,
+        num_workers: int = 0,
+        context: str | None = None,
+        pin_memory: bool = False,
+    ) -> None:
         self.cube = dataset
         self.blocks = BlockShuffle(order)
         self._given = 0
@@ -240,6 +248,7 @@ class CubeLoader(DataLoader[dict[str, Tensor]]):
             collate_fn=_batch,
             num_workers=num_workers,
             multiprocessing_context=context if num_workers else None,
+            pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(order.seed),  # leaves torch's global one alone
         )
 
@@ -297,11 +306,13 @@ def loader(
     split: Split | None = None,
     shuffle: bool = False,
     seed: int = 0,
+    drop_last: bool = False,
     memory: int | None = None,
     statistics: bool = False,
     units: Units = "W",
     num_workers: int = 0,
     context: Literal["fork", "spawn", "forkserver"] = "spawn",
+    pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> CubeLoader:
@@ -317,6 +328,7 @@ def loader(
         split: take only networks for training, validation or test.
         shuffle: visit the networks in a random order, another one in each epoch.
         seed: seed of that order.
+        drop_last: leave out a last batch that is smaller than the others.
         memory: bytes that may be used besides the batch; the cube is held in memory if it fits. None is a quarter of
             the memory that is available now, divided by world_size.
         statistics: add `precision`, Λ (network, pre, pre), and `cross`, B (network, post, pre): see `CubeDataset`.
@@ -324,6 +336,7 @@ def loader(
         num_workers: reading processes while streaming; 0 reads in this one, which is the fastest unless statistics are
             asked for. A cube in memory takes none.
         context: how they are started. A fork is quicker, but unsafe while other code has the cube open through HDF5.
+        pin_memory: give batches in pinned memory, from which copies to a GPU are quicker and need not be waited for.
         rank: which share of each epoch's networks to visit, of world_size shares of equal size.
         world_size: number of shares; networks beyond a multiple of it are left out, other ones in each epoch.
 
@@ -351,11 +364,11 @@ def loader(
         )
     order = Order(
         len(dataset), batch_size, min(max(1, BLOCK_BYTES // each), window * batch_size), window, shuffle, seed, rank,
-        world_size,
+        world_size, drop_last,
     )  # fmt: skip
     if fits:
         dataset.load()
-    return CubeLoader(dataset, order, 0 if fits else workers, context)
+    return CubeLoader(dataset, order, 0 if fits else workers, context, pin_memory)
 
 
 def available_memory() -> int:

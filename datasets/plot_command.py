@@ -62,6 +62,7 @@ def _draw_weights(axis: Axes, W: np.ndarray) -> None:
     limit = float(np.quantile(np.abs(W), 0.995)) or float(np.abs(W).max()) or 1.0
     image = axis.imshow(W, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axis.set(title="weights W", xlabel="presynaptic neuron", ylabel="postsynaptic neuron")
+    axis.locator_params(integer=True)
     axis.figure.colorbar(image, ax=axis, label="weight", shrink=0.9, extend=_extend(W, limit))
 
 
@@ -97,6 +98,7 @@ def _draw_activity(heat: Axes, traces: Axes, activity: xr.DataArray) -> None:
         x.T, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=edges, interpolation="nearest"
     )
     heat.set(title="activity of the first trial", xlabel=label, ylabel="neuron")
+    heat.locator_params(axis="y", integer=True)
     heat.figure.colorbar(image, ax=heat, label="firing rate")
     busiest = np.argsort(-x.std(0), kind="stable")[:6]
     for row, neuron in enumerate(busiest):

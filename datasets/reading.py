@@ -19,8 +19,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
 from neurosde.datasets.schema import validate_cube
@@ -55,7 +55,7 @@ class _File:
 
     def __init__(self, shard: Shard) -> None:
         self._plain: io.FileIO | None = None
-        self._hdf5: h5py.File | None = None
+        self._hdf5: Any = None  # an h5py.File
         self.shard = shard
         self.size = shard.path.stat().st_size
         self.stored = _layout(shard)
@@ -66,6 +66,8 @@ class _File:
         if stored.offset is not None:
             return self.fill(stored.offset + first * stored.nbytes, out.reshape(-1).view(np.uint8).data)
         if self._hdf5 is None:
+            import h5py  # here and below, since not everything that imports this module reads cubes
+
             self._hdf5 = h5py.File(self.shard.path, "r")
         self._hdf5[name].read_direct(out, np.s_[first : first + len(out)])
 
@@ -240,6 +242,8 @@ class CubeFiles:
 
 def _layout(shard: Shard) -> dict[str, Stored]:
     """How the numeric variables of a file over networks are stored."""
+    import h5py
+
     found = {}
     with h5py.File(shard.path, "r") as file:
         scale = file["network"]

@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from neurosde.datasets.files import open_netcdf
-from neurosde.datasets.shards import shards_of
+from neurosde.datasets.shards import check_alike, shards_of
 
 SCHEMA_VERSION = "1"
 REQUIRED_ATTRIBUTES = ("Conventions", "title", "neurosde_version", "config", "schema_version")
@@ -102,9 +102,12 @@ def validate_cube(cube: str | Path | xr.Dataset) -> None:
     """
     if isinstance(cube, xr.Dataset):
         return _validate(cube, "the dataset")
+    first = None
     for shard in shards_of(cube):
         with open_netcdf(shard.path) as dataset:
             _validate(dataset, str(shard.path))
+            first = first or dataset.attrs
+            check_alike(shard, dataset.attrs, first)
 
 
 def _validate(dataset: xr.Dataset, where: str) -> None:

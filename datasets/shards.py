@@ -125,6 +125,19 @@ def _check_whole(folder: Path, shards: Sequence[Shard]) -> None:
         raise ValueError(f"{folder} must hold {total} networks, got {expected} (to {shards[-1].path.name}); {AGAIN}.")
 
 
+def check_alike(shard: Shard, attributes: Mapping[Any, Any], first: Mapping[Any, Any]) -> None:
+    """Check that a shard has the schema and the configuration of the first one, by the attributes of their files.
+
+    Raises:
+        ValueError: it has others.
+    """
+    for name in ("schema_version", "config"):
+        there, expected = attributes.get(name), first.get(name)
+        if there != expected:
+            what = f"{name} {expected}, got {there}" if name == "schema_version" else "their configuration"
+            raise ValueError(f"{shard.path} must be like the shards before it and have {what}; delete it and {AGAIN}.")
+
+
 def open_cube(path: str | Path) -> xr.Dataset:
     """Open a cube lazily, be it one file or a folder of shards; shards are opened when their data are asked for.
 
@@ -166,6 +179,7 @@ class _OpenShards:
         self.shards = list(shards)
         self.starts = np.array([shard.first for shard in shards])
         self._datasets: dict[int, xr.Dataset] = {}
+        self._first: Mapping[Any, Any] | None = None
 
     def dataset(self, i: int) -> xr.Dataset:
         if i not in self._datasets:
@@ -175,6 +189,12 @@ class _OpenShards:
             if not np.array_equal(indices, np.arange(shard.first, shard.first + shard.count)):
                 dataset.close()
                 raise ValueError(f"{shard.path} does not hold the networks of its name; delete it and {AGAIN}.")
+            try:
+                check_alike(shard, dataset.attrs, self._first or dataset.attrs)
+            except ValueError:
+                dataset.close()
+                raise
+            self._first = self._first or dataset.attrs
             self._datasets[i] = dataset
         return self._datasets[i]
 

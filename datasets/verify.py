@@ -112,6 +112,6 @@ def _verify_shard(shard: Shard, record: ShardRecord, config: str) -> None:
         raise ValueError(f"{shard.path} is missing; {AGAIN} to make it.")
     size = shard.path.stat().st_size
     if size != record.bytes or digest_of(shard.path) != record.sha256:
-        what = f"has {size} bytes for {record.bytes}" if size != record.bytes else "has another checksum"
-        raise ValueError(f"{shard.path} {what} than the manifest says; delete it and {AGAIN} to make it anew.")
+        what = f"{size} bytes, not the {record.bytes}" if size != record.bytes else "another checksum than that"
+        raise ValueError(f"{shard.path} has {what} of the manifest; delete it and {AGAIN} to make it anew.")
     check_shard(shard, config)

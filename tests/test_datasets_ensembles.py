@@ -139,13 +139,15 @@ def test_bad_connectomes_are_named(tmp_path):
     (tmp_path / "words.csv").write_text("a,b\nx,y\n")
     (tmp_path / "broken.nc").write_bytes(b"not a file")
     (tmp_path / "W.mat").write_bytes(b"")
+    (tmp_path / "W.txt").write_text("0 1")
     for name, match in [
         ("flat.npy", r"flat.npy must be square .*\(3, 4\)"),
         ("nan.npy", "finite; got 9"),
         ("two.npz", "name the one to read"),
         ("words.csv", "must hold numbers"),
         ("broken.nc", "not a readable netCDF"),
-        ("W.mat", "must be one of .nc"),
+        ("W.mat", "not a readable MATLAB file"),
+        ("W.txt", "must be one of .nc"),
     ]:
         with pytest.raises(ValueError, match=match):
             load_connectome(tmp_path / name)

@@ -11,23 +11,12 @@ import pytest
 import torch
 import xarray as xr
 
-from neurosde.cli import main
 from neurosde.datasets import CubeDataset, loader, loaders, reading
 from neurosde.datasets.blocks import BlockShuffle, Order
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Dale
 from neurosde.datasets.reading import CubeFiles
 from neurosde.datasets.shards import shard_name, shards_of
-from neurosde.evaluation.loader_benchmark import (
-    IN_MEMORY,
-    INDEX_SELECT,
-    MEMMAP,
-    STREAMED,
-    XARRAY,
-    LoaderBenchmark,
-    Memmap,
-    loader_benchmark,
-)
 from neurosde.likelihood import transition_statistics
 
 SIZE = {"N": 6, "num_trials": 2, "T": 20}
@@ -221,6 +210,22 @@ def test_resuming_gives_the_rest(cube, small_blocks, large_networks, monkeypatch
     if not workers:
         assert sum(reads) == sum(len(batch["weights"]) for batch in rest) * (EACH + 8)  # nothing of what was given
     assert same(resumed, expected[6:]) if given < 6 else True
+
+
+@pytest.mark.parametrize("memory", [2**30, STREAM])
+def test_a_small_last_batch_can_be_left_out(cube, small_blocks, memory):
+    options = {"batch_size": 4, "shuffle": True, "memory": memory}
+    every, batches = loader(cube, VARIABLES, **options), loader(cube, VARIABLES, drop_last=True, **options)
+    assert len(every) == 6 and len(batches) == 5
+    for _ in range(2):
+        assert same(batches, list(every)[:5])
+    assert batches.epoch == 2 and batches.state_dict()["batch"] == 0
+    with pytest.raises(ValueError, match="at least one whole batch; got 23 networks for batches of 24"):
+        loader(cube, batch_size=24, drop_last=True)
+
+
+def test_memory_is_pinned_where_it_is_asked_for(cube):
+    assert loader(cube, pin_memory=True).pin_memory and not loader(cube).pin_memory
 
 
 def test_states_of_other_loaders_are_refused(cube):
@@ -473,37 +478,3 @@ def test_orders_are_checked():
     assert batches == [[3, 4, 5], [6, 7, 8], [9]]
     assert [batch.window.tolist() for batch in batches] == [[3, 4, 5], [6, 7, 8, 9], [6, 7, 8, 9]]
     assert sampler.start == 0 and len(sampler) == 4
-
-
-def test_the_benchmark_writes_a_table_and_its_data(tmp_path, capsys):
-    out = tmp_path / "loader.nc"
-    size = ["--networks", "12", "--neurons", "5", "--trials", "2", "--times", "10", "--batch-size", "4"]
-    assert main(["benchmark", "loader", *size, "--repeats", "2", "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    with xr.open_dataset(out) as data:
-        assert data.networks_per_second.dims == ("loader", "repeat") and data.sizes["repeat"] == 2
-        assert float(data.networks_per_second.min()) > 0
-        assert {STREAMED, IN_MEMORY, MEMMAP, INDEX_SELECT, XARRAY} <= set(data.loader.values)
-        rates = data.networks_per_second.median("repeat")
-        for name in data.loader.values:
-            assert f"| {name} | {float(rates.sel(loader=name)):.0f} |" in printed
-    assert "all files in the page cache" in printed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loader.nc"]
-    assert main(["benchmark", "loader", "--repeats", "0"]) == 2
-    assert "repeats must be at least 1; got 0" in capsys.readouterr().err
-
-
-def test_benchmarks_from_a_cold_cache_or_without_xbatcher(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "xbatcher", None)
-    sizes = {"networks": 8, "neurons": 4, "trials": 1, "times": 5, "batch_size": 4, "repeats": 1}
-    data = loader_benchmark(LoaderBenchmark(**sizes, cold=True, out=tmp_path / "loader.nc"))
-    assert "read from the disk" in data.attrs["summary"]
-    assert "xbatcher: xbatcher is needed for this" in data.attrs["left_out"] and "xbatcher" not in data.loader
-
-
-def test_readers_that_give_other_batches_are_refused(tmp_path, monkeypatch):
-    read = Memmap.batch
-    monkeypatch.setattr(Memmap, "batch", lambda self, networks: tuple(values + 1 for values in read(self, networks)))
-    sizes = {"networks": 8, "neurons": 4, "trials": 1, "times": 5, "batch_size": 4, "repeats": 1}
-    with pytest.raises(ValueError, match="numpy memmap of npy files gives other weights than the file holds"):
-        loader_benchmark(LoaderBenchmark(**sizes, out=tmp_path / "loader.nc"))

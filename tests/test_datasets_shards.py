@@ -16,7 +16,7 @@ import xarray as xr
 
 from neurosde.cli import main
 from neurosde.datasets import build_dataset as module
-from neurosde.datasets import validate_cube
+from neurosde.datasets import loader, validate_cube
 from neurosde.datasets.build_dataset import (
     DatasetConfig,
     build_dataset,
@@ -175,7 +175,7 @@ def test_verify_names_every_bad_file(folder, capsys):
     flipped[len(flipped) // 2] ^= 1
     (folder / NAMES[1]).write_bytes(flipped)
     (folder / NAMES[2]).write_bytes(data[2][:-5])
-    bad(f"{NAMES[1]} has another checksum", f"{NAMES[2]} has {len(data[2]) - 5} bytes for {len(data[2])}")
+    bad(f"{NAMES[1]} has another checksum", f"{NAMES[2]} has {len(data[2]) - 5} bytes, not the {len(data[2])}")
     (folder / NAMES[1]).unlink()
     (folder / NAMES[2]).write_bytes(data[2])
     bad(f"{NAMES[1]} is missing")
@@ -190,6 +190,21 @@ def test_verify_names_every_bad_file(folder, capsys):
 def edit_attribute(path, name, value):
     with netCDF4.Dataset(path, "a") as file:
         file.setncattr(name, value)
+
+
+@pytest.mark.parametrize(("name", "value", "match"), [
+    ("schema_version", "2", "have schema_version 1, got 2"),
+    ("config", "{}", "have their configuration"),
+])  # fmt: skip
+def test_shards_that_do_not_belong_together_are_not_read(folder, name, value, match):
+    edit_attribute(folder / NAMES[1], name, value)
+    (folder / "manifest.json").unlink()
+    with open_cube(folder) as cube, pytest.raises(ValueError, match=rf"{NAMES[1]} must be like .* {match}"):
+        cube.load()
+    with pytest.raises(ValueError, match=f"{NAMES[1]} (is not a whole cube: schema version|must be like)"):
+        validate_cube(folder)
+    with pytest.raises(ValueError, match=NAMES[1]):
+        loader(folder)
 
 
 def test_shards_of_another_configuration_are_not_mixed_in(folder, tmp_path):
@@ -514,8 +529,10 @@ def test_a_local_dask_cluster_makes_the_same_bytes(tmp_path, whole):
 
 
 def test_an_unreachable_scheduler_is_named(tmp_path):
-    dask = pytest.importorskip("dask", reason="takes dask: pip install 'neurosde[dask]'")
-    with (
+    pytest.importorskip("distributed", reason="takes dask: pip install 'neurosde[dask]'")
+    import dask
+
+    with (  # distributed is imported before, so that its own settings are there, and stay
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(OSError, match=r"no dask scheduler at tcp://127.0.0.1:9"),
     ):

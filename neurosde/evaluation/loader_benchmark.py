@@ -8,17 +8,15 @@ cube is numpy's memmap of the bare arrays, that of a cube in memory is index_sel
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 import os
-import re
+import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +30,17 @@ from tqdm import tqdm
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.files import open_netcdf
 from neurosde.datasets.loaders import CubeLoader, loader
+from neurosde.datasets.shards import shards_of
+from neurosde.evaluation import stream_benchmark, writing_benchmark
+from neurosde.evaluation.resident import peak, reset_peak
+from neurosde.evaluation.stream_benchmark import stream_cube
 from neurosde.evaluation.timing import hardware, machine, torch_threads
 from neurosde.options import from_options
 from neurosde.provenance import global_attributes, whole_file
 from neurosde.validation import check_count, optional_package
 
 VARIABLES = ("weights", "activity")
+MEMORY = 2**27  # that streaming may take
 STREAMED = "streamed, block-shuffled (neurosde)"
 IN_MEMORY = "in memory (neurosde)"
 MEMMAP, INDEX_SELECT, XARRAY = "numpy memmap of npy files", "index_select in memory", "xarray isel per network"
@@ -47,7 +50,7 @@ Batch = tuple[Tensor, Tensor]  # weights, activity
 
 @dataclass(frozen=True)
 class LoaderBenchmark:
-    """The cube and how often to read it."""
+    """The cube and how often to read it, or a cube that is there already."""
 
     networks: int = field(default=2000, metadata={"help": "networks of the cube"})
     neurons: int = field(default=50, metadata={"help": "neurons per network"})
@@ -58,6 +61,9 @@ class LoaderBenchmark:
     threads: int | None = field(default=None, metadata={"help": "threads of torch (default as many as it has)"})
     cold: bool = field(default=False, metadata={"help": "drop the files from the page cache before each epoch"})
     seed: int = field(default=0, metadata={"help": "seed of the cube and of the order"})
+    cube: Path | None = field(
+        default=None, metadata={"help": "stream this cube once instead, however large, and tell the peak of memory"}
+    )
     out: Path = field(default=Path("results/loader.nc"), metadata={"help": "data file"})
 
     def __post_init__(self) -> None:
@@ -80,7 +86,7 @@ class LoaderBenchmark:
     @property
     def budget(self) -> int:
         """Memory that streaming may take: less than the cube, at least a batch, at most 128 MB of the default cube."""
-        return max(self.batch_size * self.network_bytes, min(2**27, self.networks * self.network_bytes // 2))
+        return max(self.batch_size * self.network_bytes, min(MEMORY, self.networks * self.network_bytes // 2))
 
 
 class Reader(ABC):
@@ -265,18 +271,19 @@ def loader_benchmark(config: LoaderBenchmark) -> xr.Dataset:
     Returns:
         networks_per_second (loader, repeat), and memory (loader): how much the resident set grew at its peak from
         before the method was opened to the end of its first epoch, less two batches, in bytes; NaN where the system
-        does not tell.
+        does not tell; written (writer, repeat): bytes per second of writing the cube, and a bare file.
     """
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.out.parent) as folder, torch_threads(config.threads):
-        path = build_dataset(
-            DatasetConfig(
-                Path(folder, "cube"), config.networks, config.neurons, config.trials, config.times, seed=config.seed,
-                shard_size=config.networks,
-            )
+        dataset = DatasetConfig(
+            Path(folder, "cube"), config.networks, config.neurons, config.trials, config.times, seed=config.seed,
+            shard_size=config.networks,
         )  # fmt: skip
-        path = next(path.glob("*.nc")) if path.is_dir() else path
-        return _measure(path, config)
+        (path,) = build_dataset(dataset).glob("network=*.nc")
+        results = _measure(path, config)
+        shutil.rmtree(path.parent)
+        dataset = replace(dataset, out_dir=Path(folder, "writing"))
+        return results.assign(written=writing_benchmark.writing_speed(dataset, config.repeats))
 
 
 def _measure(path: Path, config: LoaderBenchmark) -> xr.Dataset:
@@ -299,7 +306,8 @@ def _measure(path: Path, config: LoaderBenchmark) -> xr.Dataset:
             for k, reader in enumerate(readers.values()):
                 if config.cold:
                     readers[MEMMAP].close()  # pages that are mapped stay
-                    _drop(path.parent)
+                    for file in path.parent.iterdir():
+                        _drop(file)
                 start = time.perf_counter()
                 reader.epoch(batches, order.epoch)
                 rates[k, repeat] = config.networks / (time.perf_counter() - start)
@@ -338,10 +346,10 @@ def _opened(
     """Open a reader, check its first batch against the file, read an epoch; return it and the memory that took."""
     if kind is Memmap:
         Memmap(path, config)  # writes its files
-    before = _reset_peak()
+    before = reset_peak()
     reader = kind(path, config)
     reader.epoch(batches, 0)
-    grown = max(0.0, _resident("VmHWM") - before - 2 * config.batch_size * config.network_bytes)
+    grown = max(0.0, peak() - before - 2 * config.batch_size * config.network_bytes)
     with open_netcdf(path) as cube:
         for name, values in zip(VARIABLES, reader.batch(batches[0]), strict=True):
             if not np.array_equal(values, cube[name].isel(network=list(batches[0]))):
@@ -349,31 +357,22 @@ def _opened(
     return reader, grown
 
 
-def _reset_peak() -> float:
-    """Give back what was freed, let the peak of the resident set start anew, and return the set's bytes."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError, TypeError):  # not Linux, or not glibc
-        return math.nan
-    return _resident("VmRSS")
+def _drop(path: Path) -> None:
+    """Drop a file from the page cache; it is on the disk already, or is synced first."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _resident(which: str) -> float:
-    try:
-        found = re.search(which + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return math.nan
-    return 1024.0 * int(found[1]) if found else math.nan
-
-
-def _drop(folder: Path) -> None:
-    """Drop the files of a folder from the page cache; they are on the disk already, or are synced first."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def _streamed(path: Path, config: LoaderBenchmark) -> xr.Dataset:
+    """Stream a cube that is there already."""
+    if config.cold:
+        for shard in shards_of(path):
+            _drop(shard.path)
+    with torch_threads(config.threads):
+        results = stream_cube(path, VARIABLES, config.batch_size, MEMORY, config.seed)
+    attributes = global_attributes("Streaming of a cube", f"{path}, read once, shuffled.", config, config.seed)
+    return results.assign_attrs(attributes | machine())
 
 
 def markdown_table(results: xr.Dataset) -> str:
@@ -399,14 +398,18 @@ def markdown_table(results: xr.Dataset) -> str:
 def run(options: Namespace) -> int:
     """Run the benchmark, print its table, write its data."""
     config = from_options(LoaderBenchmark, options)
-    results = loader_benchmark(config)
+    results = loader_benchmark(config) if config.cube is None else _streamed(config.cube, config)
     with whole_file(config.out) as temporary:
         results.to_netcdf(temporary, engine="netcdf4")
+    if config.cube is not None:
+        print(f"{stream_benchmark.summary(results)}\n{hardware(results.attrs)}\nData: {config.out}")
+        return 0
     print(markdown_table(results))
     speedup = results["networks_per_second"].median("repeat")
     ratio = float(speedup.sel(loader=STREAMED) / speedup.sel(loader=XARRAY))
     print(f"\nStreamed is {ratio:.1f} times as fast as xarray isel per network; {cache_state(config)}.")
     print(f"{config.networks} networks of {config.network_bytes} bytes; medians of {config.repeats} epochs after one.")
+    print(writing_benchmark.summary(results["written"]))
     if results.attrs["left_out"]:
         print(f"left out: {results.attrs['left_out']}")
     print(f"{hardware(results.attrs)}\nData: {config.out}")
