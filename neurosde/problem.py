@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from neurosde.brownian import BrownianSeeds
 from neurosde.philox import normals
 from neurosde.rate_sde import RateSDE
 
+NUMPY_DTYPES = (torch.float32, torch.float64)
 TENSORS = ("state", "weights", "decay", "input", "noise_std", "increments")  # of a Problem
 
 
@@ -173,13 +176,44 @@ def build_problem(
         phi=sde.phi,
         steps=steps,
         state=h0.expand(*batch, N).reshape(M, K, N),
-        weights=gain.mT * weights,
+        weights=_scaled(gain.mT, weights),
         decay=decay,
         input=_fold_input(sde, batch, split, gain, start, dt, steps),
         noise_std=_fold(sde.noise_std, batch, split, "noise_std"),
         increments=None if noise is None else noise.reshape(steps, M, K, N),
         noise=drawn,
     )
+
+
+def _scaled(gain: Tensor, weights: Tensor) -> Tensor:
+    """gain · weights, where it can be by one thread.
+
+    torch's threads go on spinning for milliseconds when they are done, on the cores where Julia's should begin.
+    """
+    on_cpu = gain.device.type == weights.device.type == "cpu"
+    return _Scaled.apply(gain, weights) if on_cpu and weights.dtype in NUMPY_DTYPES else gain * weights
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if torch.is_grad_enabled():  # in a backward that is to be differentiated again
+        return a * b
+    return torch.from_numpy(np.multiply(a.numpy(), b.numpy()))
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gain: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(gain, weights)
+        return _product(gain, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        gain, weights = ctx.saved_tensors
+        needs_gain, needs_weights = ctx.needs_input_grad
+        return (
+            _product(grad, weights).sum_to_size(gain.shape) if needs_gain else None,
+            _product(grad, gain).sum_to_size(weights.shape) if needs_weights else None,
+        )
 
 
 def _drawn_noise(seeds: BrownianSeeds, batch: torch.Size, M: int, per_network: int, dt: float) -> DrawnNoise | None:

@@ -24,7 +24,7 @@ from neurosde.problem import Problem
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu", "linear")  # in the order of activation.jl
 DTYPES = (torch.float32, torch.float64)
 COPIED = 1 << 16  # bytes up to which a result is copied out: cheaper than keeping its block
-MEMMOVE = 1 << 18  # bytes up to which one thread copies sooner than torch's several
+MEMMOVE = 1 << 22  # bytes up to which one thread copies: torch's several go on spinning, where the worker should run
 NONE = [-1, 0, 0, 0, 0]  # an empty field
 ALIGNMENT = 64
 

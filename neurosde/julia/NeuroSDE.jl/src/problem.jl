@@ -185,23 +185,36 @@ function unit(u::Units, i::Int)
     m, first, part < more ? low + 1 : low, part
 end
 
-"Run `f(workspace, unit)` for all units, the threads taking the next one as they finish."
+"""
+Run `f(workspace, unit)` for all units, the threads taking the next one as they finish.
+
+Nobody waits for a thread that has not begun: where others use the machine (threads of torch that spin, say) the system
+may take milliseconds to let it run, by which time there may be nothing left to do.
+"""
 function each_unit(f::F, workspaces::Vector{Workspace{T}}, units::Units, threads::Int) where {F,T}
     count = length(units)
-    workers = min(threads, count, length(workspaces))
-    if workers <= 1
-        for i in 0:count-1
-            f(workspaces[1], i)
-        end
-        return nothing
-    end
     next = Threads.Atomic{Int}(0)
-    Threads.@threads for worker in 1:workers
-        while true
-            i = Threads.atomic_add!(next, 1)
-            i < count || break
-            f(workspaces[worker], i)
+    helpers = [helper(f, workspaces[k], next, count) for k in 2:min(threads, count, length(workspaces))]
+    try
+        take_units(f, workspaces[1], next, count)
+    finally
+        for (begun, task) in helpers
+            Threads.atomic_xchg!(begun, true) && wait(task)
         end
     end
     nothing
+end
+
+function take_units(f::F, workspace::Workspace, next::Threads.Atomic{Int}, count::Int) where {F}
+    while true
+        i = Threads.atomic_add!(next, 1)
+        i < count || return nothing
+        f(workspace, i)
+    end
+end
+
+"A task that takes units, unless somebody else says first that it has begun."
+function helper(f::F, workspace::Workspace, next::Threads.Atomic{Int}, count::Int) where {F}
+    begun = Threads.Atomic{Bool}(false)
+    begun, Threads.@spawn(Threads.atomic_xchg!(begun, true) || take_units(f, workspace, next, count))
 end
