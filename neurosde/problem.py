@@ -186,7 +186,7 @@ def build_problem(
 
 
 def _scaled(gain: Tensor, weights: Tensor) -> Tensor:
-    """gain · weights, where it can be by one thread.
+    """Multiply gain and weights, where it can be by one thread.
 
     torch's threads go on spinning for milliseconds when they are done, on the cores where Julia's should begin.
     """
