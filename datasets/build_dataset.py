@@ -274,7 +274,7 @@ def settled_engine(config: DatasetConfig) -> EngineName:
     """Return who simulates a dataset: one engine for all of it, so that no block depends on who made the others."""
     c = config
     work = Work(
-        c.num_networks * c.num_trials, c.N, c.burn_in + c.T - 1, c.noise_std > 0, False, False, "tanh",
+        c.num_networks, c.num_networks * c.num_trials, c.N, c.burn_in + c.T - 1, c.noise_std > 0, False, False, "tanh",
         torch.float32, torch.device("cpu"),
     )  # fmt: skip
     return cast(EngineName, select_engine(c.engine, work, whole=True).name)

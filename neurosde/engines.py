@@ -45,6 +45,7 @@ class Work:
     """What there is to do, as far as choosing an engine needs it.
 
     Attributes:
+        networks: networks, each with weights of its own.
         trajectories: networks × trials.
         neurons: N.
         steps: number of steps.
@@ -56,6 +57,7 @@ class Work:
         device: of the state.
     """
 
+    networks: int
     trajectories: int
     neurons: int
     steps: int

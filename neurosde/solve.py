@@ -296,7 +296,7 @@ def _work(problem: Problem, *, recorded: bool) -> Work:
     gradient = torch.is_grad_enabled() and problem.requires_grad
     phi = problem.phi
     return Work(
-        M * K, N, problem.steps, problem.noise is not None, gradient, gradient and recorded,
+        M, M * K, N, problem.steps, problem.noise is not None, gradient, gradient and recorded,
         phi.name if phi is ACTIVATIONS.get(phi.name) else f"your own {phi.name}", problem.state.dtype,
         problem.state.device,
     )  # fmt: skip

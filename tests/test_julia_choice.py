@@ -12,8 +12,8 @@ from neurosde.julia.locate import JuliaError
 def model(monkeypatch):
     """A cost model in which a simulation of n steps takes n seconds on torch and one on Julia, which starts in 10."""
     free = (0.0, 0.0)
-    monkeypatch.setattr(choice, "TORCH", choice.Costs(free, (1.0, 2.0), free, free, free))
-    monkeypatch.setattr(choice, "JULIA", choice.Costs((1.0, 1.0), free, free, free, free))
+    monkeypatch.setattr(choice, "TORCH", choice.Costs(free, free, free, (1.0, 2.0), free, free, free))
+    monkeypatch.setattr(choice, "JULIA", choice.Costs((1.0, 1.0), *[free] * 6))
     monkeypatch.setattr(choice, "START", 10.0)
     monkeypatch.setattr(choice, "_saved", 0.0)
     state = {"running": False, "available": True, "starts": 0}
@@ -30,6 +30,7 @@ def model(monkeypatch):
 
 def of(steps, gradient=False):
     return Work(
+        networks=1,
         trajectories=1,
         neurons=1,
         steps=steps,

@@ -438,6 +438,7 @@ def test_own_nonlinearities_are_refused_whatever_their_name(phi):
 
 def test_other_devices_are_refused():
     work = Work(
+        networks=1,
         trajectories=1,
         neurons=3,
         steps=5,

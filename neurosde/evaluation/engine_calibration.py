@@ -40,7 +40,7 @@ from neurosde.validation import check_count
 
 ENGINES = {"torch": NeurosdeTorch, "julia": NeurosdeJulia}
 LARGEST = 5e6  # numbers of a path; more is left out of the grid, since it says nothing new
-LONGEST = 1e9  # operations of a forward pass
+LONGEST = 1e10  # operations of a forward pass
 STARTS = 3  # workers started
 WINDOW = 0.02  # seconds for which a call is repeated in each round
 NOISE_STD = 0.1
@@ -150,7 +150,7 @@ def work_of(data: xr.Dataset) -> list[Work]:
     """What was measured, as `engine="auto"` sees it."""
     return [
         Work(
-            int(w.networks * w.trials), int(w.neurons), int(w.steps), bool(w.noisy), bool(w.gradient),
+            int(w.networks), int(w.networks * w.trials), int(w.neurons), int(w.steps), bool(w.noisy), bool(w.gradient),
             False, "tanh", torch.float32, torch.device("cpu"),
         )
         for w in (data.isel(work=k) for k in range(data.sizes["work"]))

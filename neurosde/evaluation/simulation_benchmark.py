@@ -24,10 +24,12 @@ import xarray as xr
 from tqdm import tqdm
 
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
+from neurosde.engines import EngineName
 from neurosde.evaluation.simulation_peers import FORWARD, PASSES, Case, Method, TorchLoop
 from neurosde.evaluation.simulation_report import report, times_figure
 from neurosde.evaluation.simulation_tasks import DT, METHODS, TAU, SimulationBenchmark
 from neurosde.evaluation.timing import machine, measured_peak, seconds_per_call, torch_threads
+from neurosde.julia.locate import julia_available
 from neurosde.options import from_options
 from neurosde.provenance import global_attributes, whole_file
 
@@ -161,11 +163,20 @@ def _rounds(runs: Runs, config: SimulationBenchmark) -> dict[str, list[float]]:
 def _measure_build(config: SimulationBenchmark, data: xr.Dataset) -> None:
     """Time build_dataset, and writing the bytes of its cube as one file in the same folder, in turn."""
     task = config.task("B")
+    engine: EngineName = "julia" if julia_available() else "torch"  # warm by now, as in the rest of the table
     config.out.parent.mkdir(parents=True, exist_ok=True)
     for repeat in range(data.sizes["build"]):
         with tempfile.TemporaryDirectory(dir=config.out.parent) as folder:
             dataset = DatasetConfig(
-                Path(folder, "dataset"), task.networks, task.N, task.trials, task.T, DT, TAU, seed=config.seed
+                Path(folder, "dataset"),
+                task.networks,
+                task.N,
+                task.trials,
+                task.T,
+                DT,
+                TAU,
+                seed=config.seed,
+                engine=engine,
             )
             data["build_dataset"].loc["build_dataset", repeat] = seconds_per_call(partial(build_dataset, dataset))
             contents = dataset.path.read_bytes()

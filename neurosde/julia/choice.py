@@ -2,12 +2,13 @@
 
 Seconds of a simulation are predicted for either engine as
 
-    call + steps · step + flops · flop + numbers · number  (+ noise per call and per number, if there is noise),
+    call + weights · (weight + steps · reading) + steps · step + flops · flop + numbers · number
+    (+ noise per call and per number, if there is noise),
 
-numbers being N × trajectories × steps, and flops those of the forward matrix products. The constants below are what
-`neurosde benchmark engines` fitted to 176 shapes on two cores with AVX2; with them the quicker engine was picked in
-87 % of these shapes, and the worst choice took twice as long as the best. Weights that are used for a few steps only
-cost Julia more to copy and to pack than torch to use, which the cost per operation then takes up.
+weights being networks × N², numbers N × trajectories × steps, and flops those of the forward matrix products. The
+constants below are what `neurosde benchmark engines` fitted to 192 kinds of work on two cores with AVX2: with them the
+quicker engine is picked in 92 % of these, and the worst choice takes 2.2 times as long as the best. The hardest to
+place are gradients of one large network, where the engines are within a third of each other.
 
 Starting the worker is paid for once: what Julia would have saved is added up over the calls of a process, and it is
 started when the sum exceeds the cost of starting. So Julia is never started for work that torch finishes sooner, and
@@ -34,6 +35,8 @@ class Costs:
     """Seconds; (forward only, forward with gradient), but for noise: (per call, per number)."""
 
     call: tuple[float, float]
+    weight: tuple[float, float]
+    reading: tuple[float, float]
     step: tuple[float, float]
     flop: tuple[float, float]
     number: tuple[float, float]
@@ -43,16 +46,24 @@ class Costs:
         """Predicted time of a simulation (and its gradient, if one will be asked for)."""
         g = int(work.gradient)
         numbers = work.trajectories * work.neurons * work.steps
-        seconds = self.call[g] + work.steps * self.step[g] + numbers * self.number[g]
+        weights = work.networks * work.neurons**2
+        seconds = self.call[g] + weights * (self.weight[g] + work.steps * self.reading[g])
+        seconds += work.steps * self.step[g] + numbers * self.number[g]
         seconds += 2 * numbers * work.neurons * self.flop[g]
         if work.noisy:
             seconds += self.noise[0] + numbers * self.noise[1]
         return seconds
 
 
-TORCH = Costs((3.4e-4, 1e-3), (1.8e-5, 7e-5), (1.5e-11, 4e-11), (4.8e-9, 1.5e-8), (1.1e-3, 1.7e-8))
-JULIA = Costs((6.5e-4, 1.6e-3), (3e-7, 1.7e-7), (1.5e-11, 5.2e-11), (3.1e-10, 5.1e-9), (1.8e-4, 1.2e-9))
-START = 2.8  # seconds to start the worker and compile its kernels
+TORCH = Costs(
+    (3e-4, 8.4e-4), (8e-10, 3.4e-9), (8.2e-11, 1.7e-10), (1.6e-5, 6.6e-5), (6.6e-12, 1.8e-11), (5.7e-9, 1.6e-8),
+    (1.2e-3, 1.7e-8),
+)  # fmt: skip
+JULIA = Costs(
+    (5.3e-4, 1.3e-3), (3.4e-9, 7.1e-9), (4.1e-11, 8.2e-11), (1.9e-7, 2.4e-7), (6.4e-12, 2.9e-11), (1.1e-9, 6.5e-9),
+    (2e-4, 9.3e-10),
+)  # fmt: skip
+START = 2.3  # seconds to start the worker and compile its kernels
 
 _saved = 0.0
 _lock = threading.Lock()
