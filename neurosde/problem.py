@@ -25,6 +25,7 @@ from neurosde.brownian import BrownianSeeds
 from neurosde.philox import normals
 from neurosde.rate_sde import RateSDE
 
+TORCH_GRAIN = 2**15  # numbers up to which torch computes with one thread
 NUMPY_DTYPES = (torch.float32, torch.float64)
 TENSORS = ("state", "weights", "decay", "input", "noise_std", "increments")  # of a Problem
 
@@ -186,12 +187,14 @@ def build_problem(
 
 
 def _scaled(gain: Tensor, weights: Tensor) -> Tensor:
-    """Multiply gain and weights, where it can be by one thread.
+    """Multiply gain and weights; if torch would take several threads, let numpy do it with one.
 
     torch's threads go on spinning for milliseconds when they are done, on the cores where Julia's should begin.
     """
+    if weights.numel() <= TORCH_GRAIN or weights.dtype not in NUMPY_DTYPES:
+        return gain * weights
     on_cpu = gain.device.type == weights.device.type == "cpu"
-    return _Scaled.apply(gain, weights) if on_cpu and weights.dtype in NUMPY_DTYPES else gain * weights
+    return _Scaled.apply(gain, weights) if on_cpu else gain * weights
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

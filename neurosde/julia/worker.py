@@ -58,6 +58,7 @@ class Worker:
         self.start_seconds = 0.0
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
+        self._ready = select.poll()  # tells when there is something to receive
         self._errors: IO[bytes] | None = None
         self._owed = 0  # bytes of a reply that are still to come
 
@@ -154,6 +155,8 @@ class Worker:
             try:
                 self._errors = os.fdopen(anonymous_file(), "w+b")
                 self._socket, theirs = socket.socketpair()
+                self._ready = select.poll()
+                self._ready.register(self._socket, select.POLLIN)
                 serve = f"using NeuroSDE; NeuroSDE.serve({theirs.fileno()}, {self.arena.fd}, {self.arena.size})"
                 with _forking, theirs:  # a child forked now would keep the worker's end open: its death is not seen
                     self._process = subprocess.Popen(
@@ -201,10 +204,9 @@ class Worker:
     def _receive(self, limit: float) -> bytes:
         """Receive what is owed; _NoReplyError after `limit` seconds, to within WINK."""
         assert self._socket is not None
-        reply, began, ready = b"", time.monotonic(), select.poll()
-        ready.register(self._socket, select.POLLIN)
+        reply, began = b"", time.monotonic()
         while self._owed:
-            if not ready.poll(WINK):
+            if not self._ready.poll(WINK):
                 if time.monotonic() - began > limit:
                     raise _NoReplyError
                 continue

@@ -198,6 +198,7 @@ function each_unit(f::F, workspaces::Vector{Workspace{T}}, units::Units, threads
     try
         take_units(f, workspaces[1], next, count)
     finally
+        next[] = count  # should this thread have failed
         for (begun, task) in helpers
             Threads.atomic_xchg!(begun, true) && wait(task)
         end
