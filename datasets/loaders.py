@@ -7,6 +7,7 @@ order, with no more than a window of it in memory (`neurosde.datasets.blocks`, `
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,6 +101,12 @@ class CubeDataset(Dataset[dict[str, Tensor]]):
         self.positions = self._selected(split)
         self.experiment = experiment(self.files.number(0)[0])
         self.scale = self.experiment.scale
+        if statistics and self.experiment.observation is not None:
+            warnings.warn(
+                f"{path} shows what an experiment saw ({self.experiment.observation}); its statistics take that for "
+                "all there is: unseen neurons for absent, filtered and binned rates for those of the model.",
+                stacklevel=3,
+            )
         if units == "J" and self.scale is None:
             raise ValueError(f"{path} has neither an ensemble nor gains, which J units need; use units='W'.")
         self._checked = np.zeros(len(self), dtype=bool)

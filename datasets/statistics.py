@@ -34,19 +34,21 @@ class Experiment:
         dt: spacing of the samples, None where they are too few.
         drive: see `RateSDE`.
         scale: s0, the root mean square of a weight in the ensemble; None where the cube does not tell.
+        observation: what `neurosde observe` did to it, None if nothing.
     """
 
     neurons: int
     dt: float | None
     drive: Drive
     scale: float | None
+    observation: str | None
 
 
 def experiment(path: str | Path) -> Experiment:
     """Read what is the same for all networks from one file of a cube.
 
     s0 is that of the ensemble in the cube's configuration, gain mixtures included, or, where the configuration names
-    none, the root mean square of the gains in this file over √N.
+    none, the root mean square of the gains in this file over √N; N counts the neurons that went unseen, too.
 
     Raises:
         ValueError: the file is unreadable, or its times are not evenly spaced.
@@ -56,11 +58,13 @@ def experiment(path: str | Path) -> Experiment:
         N = cube.sizes["neuron"]
         dt = spacing(cube["time"].to_numpy(), path)
         gains = cube["gain"].to_numpy()
+        observation = cube.attrs.get("observation")
     options = dict(config.get("ensemble") or {}) if isinstance(config.get("ensemble"), dict) else {}
     name = options.pop("name", None)
-    variance = make_ensemble(name, **options).variance(N) if name in ENSEMBLES else float(np.mean(gains**2)) / N
+    built = int(config.get("N", N))
+    variance = make_ensemble(name, **options).variance(built) if name in ENSEMBLES else float(np.mean(gains**2)) / built
     scale = math.sqrt(variance) if math.isfinite(variance) and variance > 0 else None
-    return Experiment(N, dt, config.get("drive", "scaled"), scale)
+    return Experiment(N, dt, config.get("drive", "scaled"), scale, observation)
 
 
 def network_statistics(

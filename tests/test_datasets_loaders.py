@@ -15,6 +15,8 @@ from neurosde.datasets import CubeDataset, loader, loaders, reading
 from neurosde.datasets.blocks import BlockShuffle, Order
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Dale
+from neurosde.datasets.observation import Observation
+from neurosde.datasets.observe_command import observe_cube
 from neurosde.datasets.reading import CubeFiles
 from neurosde.datasets.shards import shard_name, shards_of
 from neurosde.likelihood import transition_statistics
@@ -377,6 +379,16 @@ def test_statistics_that_cannot_be_had_name_the_network(cube, tmp_path):
     saturated = copy_with(cube, tmp_path / "b.nc", lambda file: file["activity"].__setitem__(4, 1.0))
     with pytest.raises(ValueError, match=r"b\.nc, network 4: activity must lie strictly between"):
         list(loader(saturated, statistics=True))
+
+
+def test_statistics_of_an_observed_cube_are_warned_of(cube, tmp_path):
+    seen = observe_cube(cube, Observation(fraction=0.5), tmp_path / "seen.nc")
+    with pytest.warns(UserWarning, match=r'seen\.nc shows what an experiment saw .*"fraction": 0\.5.*unseen neurons'):
+        batches = loader(seen, ("weights",), statistics=True, units="J")
+    assert batches.cube.scale == pytest.approx(1.5 / 6**0.5)  # the weights are still those of six neurons
+    batch = next(iter(batches))
+    assert batch["precision"].shape[1:] == (3, 3)
+    loader(seen, ("weights",))  # without a word
 
 
 def test_bad_input_is_named(cube, tmp_path, sharded):
