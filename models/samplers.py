@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -114,7 +115,7 @@ def _dpmpp(denoise: Denoiser, normal: Callable[[], Tensor] | None) -> Step:
         mean = _denoised(denoise, x, s)
         if t == 0:
             return mean
-        log_s, h = _log(s), _log(s) - _log(t)
+        log_s, h = math.log(s), math.log(s / t)
         target = mean
         if before:
             last, log_last = before.pop()
@@ -130,7 +131,3 @@ def _dpmpp(denoise: Denoiser, normal: Callable[[], Tensor] | None) -> Step:
 
 def _denoised(denoise: Denoiser, x: Tensor, s: float) -> Tensor:
     return denoise(x, torch.tensor(s, dtype=torch.float64, device=x.device)).double()
-
-
-def _log(s: float) -> float:
-    return float(torch.tensor(s, dtype=torch.float64).log())

@@ -7,8 +7,9 @@ Seconds of a simulation are predicted for either engine as
 
 weights being networks × N², numbers N × trajectories × steps, and flops those of the forward matrix products. The
 constants below are what `neurosde benchmark engines` fitted to 192 kinds of work on two cores with AVX2: with them the
-quicker engine is picked in 92 % of these, and the worst choice takes 2.2 times as long as the best. The hardest to
-place are gradients of one large network, where the engines are within a third of each other.
+quicker engine is picked in 92 % of these, and the worst choice takes 2.2 times as long as the best. Gradients of one
+large network with many trials are priced too high for Julia: torch is taken where Julia would be up to 1.5 times as
+quick.
 
 Starting the worker is paid for once: what Julia would have saved is added up over the calls of a process, and it is
 started when the sum exceeds the cost of starting. So Julia is never started for work that torch finishes sooner, and
