@@ -59,6 +59,10 @@ class Ensemble(ABC):
         """Draw one N × N matrix."""
 
     @abstractmethod
+    def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw many N × N matrices, shape (count, post, pre), float64, on the generator's device."""
+
+    @abstractmethod
     def variance(self, N: int) -> float:
         """Mean square of an entry of an N × N matrix."""
 
@@ -72,19 +76,36 @@ class FixedGain(Ensemble):
     def __post_init__(self) -> None:
         check_positive(self.gain, "gain")
 
+    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
+        """Draw one N × N matrix."""
+        return self.draw(N, self.gain, generator)
+
+    def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw many N × N matrices, shape (count, post, pre), float64, on the generator's device."""
+        return self.matrices(torch.full((check_count(count, "count"),), self.gain, dtype=torch.float64), N, generator)
+
+    def draw(self, N: int, gain: float, generator: torch.Generator | None) -> WeightDraw:
+        """Draw one N × N matrix of another gain."""
+        weights = self.matrices(torch.tensor([gain], dtype=torch.float64), N, generator)[0]
+        cell_type, block = self._labels(N)
+        return WeightDraw(weights, gain, cell_type, block)
+
+    def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
+        device = "cpu" if generator is None else generator.device
+        return self._matrices(gains.to(device)[:, None, None], check_count(N, "N"), generator)
+
+    @abstractmethod
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor: ...
+
+    def _labels(self, N: int) -> tuple[Tensor, Tensor]:
+        """Cell type and cluster of each neuron."""
+        return torch.zeros(N, dtype=torch.int8), torch.zeros(N, dtype=torch.int16)
+
 
 def _normal(*shape: int, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _draw(weights: Tensor, gain: float, cell_type: Tensor | None = None, block: Tensor | None = None) -> WeightDraw:
-    N = len(weights)
-    return WeightDraw(
-        weights,
-        gain,
-        torch.zeros(N, dtype=torch.int8) if cell_type is None else cell_type,
-        torch.zeros(N, dtype=torch.int16) if block is None else block,
-    )
+    device = None if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)
@@ -93,10 +114,8 @@ class Gaussian(FixedGain):
 
     name = "gaussian"
 
-    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
-        """Draw one N × N matrix."""
-        N = check_count(N, "N")
-        return _draw(self.gain / math.sqrt(N) * _normal(N, N, generator=generator), self.gain)
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        return gains / math.sqrt(N) * _normal(len(gains), N, N, generator=generator)
 
     def variance(self, N: int) -> float:
         """g²/N."""
@@ -121,8 +140,8 @@ class Dale(FixedGain):
         if not 0 < self.excitatory_fraction < 1:
             raise ValueError(f"excitatory_fraction must lie strictly between 0 and 1; got {self.excitatory_fraction}.")
 
-    def _scales(self, N: int) -> Tensor:
-        """Signed scale of each column, shape (N,)."""
+    def _scales(self, N: int) -> tuple[Tensor, float]:
+        """Signed scale of each column, shape (N,), and the radius of the bulk with these scales."""
         if N < 2:
             raise ValueError(f"Dale's law needs at least one neuron of each kind, N >= 2; got N = {N}.")
         excitatory = min(max(round(self.excitatory_fraction * N), 1), N - 1)
@@ -130,17 +149,19 @@ class Dale(FixedGain):
         scales[excitatory:] = -self.balance * excitatory / (N - excitatory)
         # The bulk's radius is set by the variance about the column's mean: of |z|, 1 − 2/π.
         radius = math.sqrt((1 - 2 / math.pi) * float(scales.square().sum()))
-        return self.gain / radius * scales
+        return scales, radius
 
-    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
-        """Draw one N × N matrix."""
-        scales = self._scales(check_count(N, "N"))
-        weights = scales * _normal(N, N, generator=generator).abs()
-        return _draw(weights, self.gain, cell_type=scales.sign().to(torch.int8))
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        scales, radius = self._scales(N)
+        return gains / radius * scales.to(gains.device) * _normal(len(gains), N, N, generator=generator).abs()
+
+    def _labels(self, N: int) -> tuple[Tensor, Tensor]:
+        return self._scales(N)[0].sign().to(torch.int8), super()._labels(N)[1]
 
     def variance(self, N: int) -> float:
         """g² / (N (1 − 2/π)) on average over the columns."""
-        return float(self._scales(N).square().mean())
+        scales, radius = self._scales(N)
+        return float((self.gain / radius * scales).square().mean())
 
 
 @dataclass(frozen=True)
@@ -155,12 +176,10 @@ class Sparse(FixedGain):
         if not 0 < self.density <= 1:
             raise ValueError(f"density must lie in (0, 1]; got {self.density}.")
 
-    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
-        """Draw one N × N matrix."""
-        N = check_count(N, "N")
-        exists = torch.rand(N, N, generator=generator, dtype=torch.float64) < self.density
-        scale = self.gain / math.sqrt(N * self.density)
-        return _draw(scale * exists * _normal(N, N, generator=generator), self.gain)
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        uniform = torch.rand(len(gains), N, N, generator=generator, dtype=torch.float64, device=gains.device)
+        exists = uniform < self.density
+        return gains / math.sqrt(N * self.density) * exists * _normal(len(gains), N, N, generator=generator)
 
     def variance(self, N: int) -> float:
         """g²/N."""
@@ -180,12 +199,10 @@ class LowRank(FixedGain):
         check_positive(self.strength, "strength", zero_ok=True)
         check_count(self.rank, "rank")
 
-    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
-        """Draw one N × N matrix."""
-        N = check_count(N, "N")
-        background = self.gain / math.sqrt(N) * _normal(N, N, generator=generator)
-        m, n = _normal(2, N, self.rank, generator=generator)
-        return _draw(background + self.strength / math.sqrt(self.rank * N) * m @ n.mT, self.gain)
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        background = gains / math.sqrt(N) * _normal(len(gains), N, N, generator=generator)
+        m, n = _normal(2, len(gains), N, self.rank, generator=generator)
+        return background + self.strength / math.sqrt(self.rank * N) * m @ n.mT
 
     def variance(self, N: int) -> float:
         """(g² + s²)/N."""
@@ -205,24 +222,27 @@ class Block(FixedGain):
         check_positive(self.contrast, "contrast")
         check_count(self.num_blocks, "num_blocks")
 
-    def _profile(self, N: int) -> tuple[Tensor, Tensor]:
-        """Standard deviation of each entry (N, N) and cluster of each neuron (N,)."""
+    def _profile(self, N: int) -> tuple[Tensor, float, Tensor]:
+        """Relative sd of each entry (N, N), the radius of the bulk with it, and the cluster of each neuron (N,)."""
         if self.num_blocks > N:
             raise ValueError(f"{self.num_blocks} clusters need at least as many neurons; got N = {N}.")
         block = (torch.arange(N) * self.num_blocks) // N
         profile = torch.where(block[:, None] == block, self.contrast, 1.0).double()
         # Aljadeff et al.: the squared radius is the largest eigenvalue of the matrix of variances.
         radius = math.sqrt(float(np.linalg.eigvalsh(profile.square().numpy())[-1]))
-        return self.gain / radius * profile, block.to(torch.int16)
+        return profile, radius, block.to(torch.int16)
 
-    def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
-        """Draw one N × N matrix."""
-        profile, block = self._profile(check_count(N, "N"))
-        return _draw(profile * _normal(N, N, generator=generator), self.gain, block=block)
+    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        profile, radius, _ = self._profile(N)
+        return gains / radius * profile.to(gains.device) * _normal(len(gains), N, N, generator=generator)
+
+    def _labels(self, N: int) -> tuple[Tensor, Tensor]:
+        return super()._labels(N)[0], self._profile(N)[2]
 
     def variance(self, N: int) -> float:
         """Mean of the entries' variances, g²/N where the clusters are of equal size."""
-        return float(self._profile(N)[0].square().mean())
+        profile, radius, _ = self._profile(N)
+        return float((self.gain / radius * profile).square().mean())
 
 
 @dataclass(frozen=True)
@@ -242,18 +262,23 @@ class GainMixture(Ensemble):
         """Name of the base ensemble."""
         return self.base.name
 
-    def _with_gain(self, gain: float) -> FixedGain:
-        return replace(self.base, gain=gain)
-
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw a gain, then one N × N matrix."""
-        share = float(torch.rand((), generator=generator, dtype=torch.float64))
-        return self._with_gain(self.base.gain + share * (self.gain_high - self.base.gain)).sample(N, generator)
+        return self.base.draw(N, float(self._gains(1, generator)), generator)
+
+    def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw many N × N matrices, each of its own gain, shape (count, post, pre), float64."""
+        return self.base.matrices(self._gains(check_count(count, "count"), generator), N, generator)
+
+    def _gains(self, count: int, generator: torch.Generator | None) -> Tensor:
+        device = None if generator is None else generator.device
+        share = torch.rand(count, generator=generator, dtype=torch.float64, device=device)
+        return self.base.gain + share * (self.gain_high - self.base.gain)
 
     def variance(self, N: int) -> float:
         """Mean over the gains; Simpson's rule is exact since the variance is quadratic in the gain."""
         points = (self.base.gain, (self.base.gain + self.gain_high) / 2, self.gain_high)
-        low, middle, high = (self._with_gain(gain).variance(N) for gain in points)
+        low, middle, high = (replace(self.base, gain=gain).variance(N) for gain in points)
         return (low + 4 * middle + high) / 6
 
 

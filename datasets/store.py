@@ -448,6 +448,10 @@ def lock_file(path: Path) -> Iterator[bool]:
         warnings.warn("this system has no file locks; do not build twice in one folder at once.", stacklevel=3)
         yield True
         return
+    if fcntl is None:
+        warnings.warn("this system has no file locks; do not build twice in one folder at once.", stacklevel=3)
+        yield True
+        return
     name = path.with_name(f".{path.name}.lock")
     descriptor = _locked(name, path)
     if descriptor is None:

@@ -1,0 +1,219 @@
+"""The pair network: F of the diffusion (`neurosde.models.edm`), for matrices of any size.
+
+Relabelling the neurons of its input, rows and columns alike, relabels its output. Its state is a feature vector for
+every pair (post, pre) and one for every neuron. A block
+
+    1. gathers pairs into nodes: means over rows and columns, the diagonal, and the mean over all;
+    2. lets nodes attend to one another, biased by the pairs between them, each by its own features of the edge;
+    3. updates pairs from themselves, their transposes, their two nodes, the diagonal, and **products of matrices**,
+       AB/√N, AᵀB/√N and ABᵀ/√N channel by channel: paths over a third neuron.
+
+1 and 3 hold a basis of the linear maps between matrices that commute with relabelling. W is directed: nothing is made
+symmetric. Noise level and number of neurons come in through adaptive normalisation.
+
+References:
+    Invariant and equivariant graph networks (Maron, Ben-Hamu, Shamir, Lipman, 2019), https://arxiv.org/abs/1812.09902
+    Provably powerful graph networks (Maron, Ben-Hamu, Serviansky, Lipman, 2019), https://arxiv.org/abs/1905.11136
+    Scalable diffusion models with transformers (Peebles, Xie, 2023), https://arxiv.org/abs/2212.09748
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from neurosde.validation import check_count
+
+Preset = Literal["tiny", "small", "base"]
+_SIGMA_FEATURES = 16
+_LOG_SIGMA = (-7.0, 7.0)  # range of log s that the noise level's features cover
+_FARTHEST = 8.0  # posterior standard deviations beyond which a weight is certainly not 0
+
+
+@dataclass(frozen=True)
+class PairNetworkConfig:
+    """Sizes of a pair network.
+
+    Attributes:
+        channels: features of a pair.
+        products: channels that are multiplied as matrices, a multiple of 3.
+        width: features of a node, a multiple of `heads`.
+        heads: attention heads.
+        blocks: number of blocks.
+        families: names of the ensembles that it can be told apart by; empty where there is but one.
+    """
+
+    channels: int = 32
+    products: int = 24
+    width: int = 64
+    heads: int = 4
+    blocks: int = 4
+    families: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "products", "width", "heads", "blocks"):
+            check_count(getattr(self, name), name)
+        if self.products % 3 or self.width % self.heads:
+            raise ValueError(
+                f"products must be a multiple of 3, and width one of heads; got products = {self.products}, "
+                f"width = {self.width}, heads = {self.heads}."
+            )
+
+
+PRESETS: dict[str, PairNetworkConfig] = {
+    "tiny": PairNetworkConfig(channels=16, products=12, width=32, heads=2, blocks=2),
+    "small": PairNetworkConfig(),
+    "base": PairNetworkConfig(channels=96, products=72, width=192, heads=8, blocks=6),
+}
+
+
+class PairNetwork(nn.Module):
+    """F(Z, U; s, N), permutation-equivariant.
+
+    Args:
+        config: its sizes.
+        checkpoint_above: matrices larger than this recompute each block's activations in the backward pass instead of
+            keeping them, which takes a third longer and a fraction of the memory.
+    """
+
+    def __init__(self, config: PairNetworkConfig, checkpoint_above: int = 128) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_above = checkpoint_above
+        C, width = config.channels, config.width
+        self.condition = nn.Sequential(nn.Linear(_SIGMA_FEATURES + 1, width), nn.SiLU(), nn.Linear(width, width))
+        self.family = nn.Embedding(len(config.families) + 1, width) if config.families else None  # 0: not told
+        self.pairs = nn.Sequential(nn.Linear(5, 2 * C), nn.SiLU(), nn.Linear(2 * C, C))
+        self.nodes = nn.Linear(9, width)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.norm = _AdaptiveNorm(C, width)
+        self.hidden = nn.Linear(C, C)
+        self.output = nn.Linear(C, 3)
+        nn.init.zeros_(self.output.weight)  # an untrained network is the Gaussian prior's denoiser
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch post pre"],
+        u: Float[Tensor, "batch post pre"],
+        log_sigma: Float[Tensor, " batch"],
+        family: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch post pre"]:
+        """Return F.
+
+        Args:
+            z: Z, the mean in units of its own spread under the prior, shape (batch, post, pre).
+            u: D₀ C^(−1/2), the mean in units of what is uncertain about it, shape (batch, post, pre).
+            log_sigma: log s, shape (batch,).
+            family: 1 + index of the ensemble, or 0 where it is not told, shape (batch,).
+        """
+        N = z.shape[-1]
+        far = u.clamp(-_FARTHEST, _FARTHEST)
+        entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=-1)
+        condition = self.condition(torch.cat([_sigma_features(log_sigma), _size_feature(N, log_sigma)], dim=-1))
+        if self.family is not None:
+            condition = condition + self.family(torch.zeros_like(log_sigma, dtype=torch.long) if family is None else family)
+        P, H = self.pairs(entries), self.nodes(_node_features(z))
+        for block in self.blocks:
+            if N > self.checkpoint_above and torch.is_grad_enabled():
+                P, H = checkpoint(block, P, H, condition, use_reentrant=False)
+            else:
+                P, H = block(P, H, condition)
+        constant, near, scale = self.output(functional.silu(self.hidden(self.norm(P, condition)))).unbind(-1)
+        return constant + near * far + scale * z
+
+
+class _AdaptiveNorm(nn.Module):
+    """Layer norm whose scale and shift depend on the condition."""
+
+    def __init__(self, features: int, condition: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(condition, 2 * features)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(functional.silu(condition)).chunk(2, dim=-1)
+        shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
+        normed = functional.layer_norm(x, x.shape[-1:])
+        return torch.addcmul(shift.view(shape).to(normed), normed, 1 + scale.view(shape))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: PairNetworkConfig) -> None:
+        super().__init__()
+        C, K, width = config.channels, config.products, config.width
+        self.heads = config.heads
+        self.pair_norm, self.node_norm = _AdaptiveNorm(C, width), _AdaptiveNorm(width, width)
+        self.gather = nn.Linear(3 * C + width, 5 * width)  # q, k, v and 2·width hidden units
+        self.overall = nn.Linear(2 * C + width, 5 * width, bias=False)
+        self.spread = nn.Linear(3 * width, width)
+        self.factors = nn.Linear(C, 2 * K + config.heads)  # A, B, and the attention's bias
+        self.own, self.other = nn.Linear(C, 2 * C, bias=False), nn.Linear(C, 2 * C, bias=False)
+        self.paths = nn.Linear(K, 2 * C, bias=False)
+        self.ends = nn.Linear(width, 6 * C)
+        self.update = nn.Linear(C, C)
+
+    def forward(self, P: Tensor, H: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.pair_norm(P, condition)
+        K = self.paths.in_features
+        A, B, bias = self.factors(normed).split([K, K, self.heads], dim=-1)
+        H = H + self._nodes(normed, self.node_norm(H, condition), bias)
+        post, pre, loop = self.ends(H).chunk(3, dim=-1)
+        hidden = self.own(normed) + self.other(normed).transpose(1, 2) + self.paths(_products(A, B))
+        hidden = hidden + post.unsqueeze(2) + pre.unsqueeze(1)
+        hidden.diagonal(dim1=1, dim2=2).add_(loop.mT)
+        gate, value = hidden.chunk(2, dim=-1)
+        return P + self.update(functional.silu(gate) * value), H
+
+    def _nodes(self, pairs: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
+        rows, columns, loops = pairs.mean(2), pairs.mean(1), pairs.diagonal(dim1=1, dim2=2).mT
+        features = self.gather(torch.cat([rows, columns, loops, nodes], dim=-1))
+        everything = torch.cat([rows.mean(1), loops.mean(1), nodes.mean(1)], dim=-1)
+        features = features + self.overall(everything).unsqueeze(1)
+        width = nodes.shape[-1]
+        q, k, v, hidden = features.split([width, width, width, 2 * width], dim=-1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.permute(0, 3, 1, 2).to(q.dtype))
+        return self.spread(torch.cat([attended.transpose(1, 2).flatten(2), functional.silu(hidden)], dim=-1))
+
+
+def _products(A: Tensor, B: Tensor) -> Tensor:
+    """AB, AᵀB and ABᵀ over √N, a third of the channels each; shape (batch, post, pre, channel)."""
+    A, B = (x.permute(0, 3, 1, 2) / len(x[0]) ** 0.25 for x in (A, B))
+    (A0, A1, A2), (B0, B1, B2) = A.chunk(3, dim=1), B.chunk(3, dim=1)
+    return torch.cat([A0 @ B0, A1.mT @ B1, A2 @ B2.mT], dim=1).permute(0, 2, 3, 1)
+
+
+def _sigma_features(log_sigma: Tensor) -> Tensor:
+    """Bumps along log s, shape (batch, feature)."""
+    low, high = _LOG_SIGMA
+    centres = torch.linspace(low, high, _SIGMA_FEATURES, device=log_sigma.device, dtype=log_sigma.dtype)
+    width = (high - low) / (_SIGMA_FEATURES - 1)
+    return (-0.5 * ((log_sigma.unsqueeze(-1) - centres) / width).square()).exp()
+
+
+def _size_feature(N: int, like: Tensor) -> Tensor:
+    return torch.full_like(like, math.log(N / 30)).unsqueeze(-1)
+
+
+def _node_features(z: Tensor) -> Tensor:
+    """What rows and columns sum to, as deviations in units of what independent standard normal entries show."""
+    N = z.shape[-1]
+    root = math.sqrt(N)
+    square = z.square()
+    sums = [z.mean(2) * root, z.mean(1) * root, z.diagonal(dim1=1, dim2=2)]
+    squares = [(square.mean(2) - 1) * root, (square.mean(1) - 1) * root]
+    total = [z.mean((1, 2)) * N, (square.mean((1, 2)) - 1) * N]
+    nodes = torch.asinh(torch.stack(sums + squares, dim=-1))
+    level = square.mean((1, 2)).add(1e-6).log().view(-1, 1, 1).expand(-1, N, 1)
+    trace = z.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1).expand(-1, N, 1) * root
+    overall = torch.asinh(torch.stack(total, dim=-1)).unsqueeze(1).expand(-1, N, -1)
+    return torch.cat([nodes, overall, level, trace], dim=-1)
