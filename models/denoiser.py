@@ -119,10 +119,11 @@ class PairNetwork(nn.Module):
         entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=-1)
         condition = self.condition(torch.cat([_sigma_features(log_sigma), _size_feature(N, log_sigma)], dim=-1))
         if self.family is not None:
-            condition = condition + self.family(torch.zeros_like(log_sigma, dtype=torch.long) if family is None else family)
+            untold = torch.zeros(len(z), dtype=torch.long, device=z.device)
+            condition = condition + self.family(untold if family is None else family)
         P, H = self.pairs(entries), self.nodes(_node_features(z))
         for block in self.blocks:
-            if N > self.checkpoint_above and torch.is_grad_enabled():
+            if self.checkpoint_above < N and torch.is_grad_enabled():
                 P, H = checkpoint(block, P, H, condition, use_reentrant=False)
             else:
                 P, H = block(P, H, condition)

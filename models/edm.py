@@ -48,12 +48,12 @@ class Evidence:
 
     Attributes:
         eigenvalues: of Λ, not negative, shape (..., direction).
-        vectors: eigenvectors of Λ as columns, shape (..., pre, direction).
+        vectors: eigenvectors of Λ as columns, shape (..., pre, direction); None where the directions are the neurons.
         cross: B along them, B U, shape (..., post, direction).
     """
 
     eigenvalues: Tensor
-    vectors: Tensor
+    vectors: Tensor | None
     cross: Tensor
 
     @classmethod
@@ -95,7 +95,7 @@ class Evidence:
     def none(cls, N: int, device: torch.device | str | None = None) -> Evidence:
         """Return the evidence of no recording: Λ = B = 0."""
         zeros = torch.zeros(N, N, dtype=torch.float64, device=device)
-        return cls(zeros[0], torch.eye(N, dtype=torch.float64, device=device), zeros)
+        return cls(zeros[0], None, zeros)
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,23 @@ class Folded:
         mean: D₀ along the directions, D₀ U, shape (..., post, direction).
         variances: eigenvalues of C, shape (..., direction).
         prior_variance: v, shape (...).
-        vectors: U, shape (..., pre, direction).
+        vectors: U, shape (..., pre, direction), or None for the identity.
     """
 
     mean: Tensor
     variances: Tensor
     prior_variance: Tensor
-    vectors: Tensor
+    vectors: Tensor | None
 
     @property
     def posterior_mean(self) -> Tensor:
         """D₀, shape (..., post, pre)."""
-        return self.mean @ self.vectors.mT
+        return _along(self.mean, self.vectors, back=True)
+
+    @property
+    def whitened_mean(self) -> Tensor:
+        """D₀ C^(−1/2), shape (..., post, pre): the mean in units of what is uncertain about it."""
+        return _along(self.mean * self.variances.rsqrt().unsqueeze(-2), self.vectors, back=True)
 
     @property
     def network_input(self) -> Tensor:
@@ -125,15 +130,15 @@ class Folded:
         v = self.prior_variance.unsqueeze(-1)
         gained = v - self.variances  # what is known, of the prior's variance
         inverse = torch.where(gained > 0, gained, 1).rsqrt() * (gained > 0)
-        return self.mean * inverse.unsqueeze(-2) @ self.vectors.mT
+        return _along(self.mean * inverse.unsqueeze(-2), self.vectors, back=True)
 
     def scaled(self, F: Tensor) -> Tensor:
         """F C^(1/2), shape (..., post, pre)."""
-        return F @ self.vectors * self.variances.sqrt().unsqueeze(-2) @ self.vectors.mT
+        return _along(_along(F, self.vectors) * self.variances.sqrt().unsqueeze(-2), self.vectors, back=True)
 
     def whitened(self, residual: Tensor) -> Tensor:
         """Residual C^(−1/2), shape (..., post, pre)."""
-        return residual @ self.vectors * self.variances.rsqrt().unsqueeze(-2) @ self.vectors.mT
+        return _along(_along(residual, self.vectors) * self.variances.rsqrt().unsqueeze(-2), self.vectors, back=True)
 
     def loss(self, F: Tensor, weights: Tensor) -> Tensor:
         """‖(D₀ + F C^(1/2) − W) C^(−1/2)‖²/N² of each matrix, shape (...): 1 for F = 0 under a Gaussian prior."""
@@ -156,8 +161,15 @@ def fold(x: Tensor, sigma: Tensor | float, evidence: Evidence, prior_variance: T
     s = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).unsqueeze(-1)
     v = torch.as_tensor(prior_variance, dtype=torch.float64, device=x.device)
     variances = 1 / (evidence.eigenvalues + s**-2 + 1 / v.unsqueeze(-1))
-    mean = (evidence.cross + x @ evidence.vectors / s.unsqueeze(-1).square()) * variances.unsqueeze(-2)
+    mean = (evidence.cross + _along(x, evidence.vectors) / s.unsqueeze(-1).square()) * variances.unsqueeze(-2)
     return Folded(mean, variances, v, evidence.vectors)
+
+
+def _along(matrix: Tensor, vectors: Tensor | None, back: bool = False) -> Tensor:
+    """Rows of a matrix along the directions, or from them back to neurons."""
+    if vectors is None:
+        return matrix
+    return matrix @ (vectors.mT if back else vectors)
 
 
 def largest_sigma(variance: float, N: int, alignment: float = 1.0) -> float:

@@ -15,6 +15,8 @@ COMMANDS = {
     "observe": ("neurosde.datasets.observe_command", "make the cube that an experiment would have seen of a cube"),
     "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
+    "train prior": ("neurosde.models.train_command", "train a diffusion prior over weights"),
+    "sample prior": ("neurosde.models.sample_command", "draw weights from a diffusion prior"),
     "evaluate prior": ("neurosde.evaluation.evaluate_prior", "compare sampled weights with fresh draws of their ensemble"),
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
     "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),

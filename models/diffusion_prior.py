@@ -1,0 +1,260 @@
+"""A trained prior over weight matrices: its network, what it was trained on, and draws from it.
+
+A prior is one safetensors file: the network's weights, and in its header the configuration as JSON. Nothing in it is
+executed when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neurosde._version import __version__
+from neurosde.brownian import as_generator
+from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
+from neurosde.models.edm import SIGMA_MIN, Evidence, fold, noise_levels
+from neurosde.models.samplers import Method, sample
+from neurosde.provenance import git_commit, whole_file
+from neurosde.validation import check_count
+
+FORMAT, FORMAT_VERSION = "neurosde-prior", "1"
+PRETRAINED = Path(__file__).parent / "pretrained"
+# Matrix entries given to the network at a time: what fits a CPU's caches, or a small GPU.
+_CHUNK = {"cpu": 10_000, "cuda": 2_000_000}
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """What a prior is, apart from its weights.
+
+    Attributes:
+        network: sizes of the network.
+        gain_rms: g_rms; weights are W = J g_rms/√N, and J is what the network denoises.
+        sizes: numbers of neurons N that it was trained with.
+        sigma_max: noise level that sampling starts from.
+        sparse: whether exact zeros were among the weights it was trained with.
+        training: how it was trained, as plain values.
+    """
+
+    network: PairNetworkConfig
+    gain_rms: float
+    sizes: tuple[int, ...]
+    sigma_max: float = 80.0
+    sparse: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DiffusionPrior:
+    """A prior over weights of any number of neurons.
+
+    Args:
+        network: the pair network.
+        config: what it was trained for.
+    """
+
+    def __init__(self, network: PairNetwork, config: PriorConfig) -> None:
+        self.network = network.eval()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def scale(self, N: int) -> float:
+        """s₀ = g_rms/√N, the unit of the network's matrices: W = s₀ J."""
+        return self.config.gain_rms / math.sqrt(check_count(N, "N", 2))
+
+    def denoiser(self, family: str | None = None) -> NetworkDenoiser:
+        """Return the prior's denoiser, in J units.
+
+        Args:
+            family: name of the ensemble, for a prior that knows several; None leaves it open.
+
+        Raises:
+            ValueError: a family that this prior does not know.
+        """
+        known = self.config.network.families
+        if family is not None and family not in known:
+            raise ValueError(
+                f"family must be one of {sorted(known)}; got {family!r}."
+                if known
+                else f"this prior knows one ensemble only, and takes no family; got {family!r}. Leave it out."
+            )
+        return NetworkDenoiser(self.network, 0 if family is None else 1 + known.index(family))
+
+    def sample(
+        self,
+        num: int,
+        N: int,
+        *,
+        family: str | None = None,
+        steps: int = 32,
+        method: Method = "heun",
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw weight matrices.
+
+        Weights below 4 σ_min = 0.008 s₀ cannot be told from none; a matrix with more of them than a density without an
+        atom at 0 would have is a sparse one, and they are set to 0.
+
+        Args:
+            num: number of matrices.
+            N: neurons.
+            family: name of the ensemble, for a prior that knows several.
+            steps: noise levels.
+            method: see `sample`.
+            generator: seed or generator, on the prior's device.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            W (draw, post, pre), shape (num, N, N), float64.
+
+        Raises:
+            ValueError: no such family, or numbers out of range.
+            MemoryError: the GPU is too small.
+        """
+        num, scale = check_count(num, "num"), self.scale(N)
+        low, high = min(self.config.sizes), max(self.config.sizes)
+        if not low / 2 <= N <= 2 * high:
+            warnings.warn(
+                f"this prior was trained with {low} to {high} neurons; what it draws for N = {N} is untested.",
+                stacklevel=2,
+            )
+        J = sample(
+            self.denoiser(family), (num, N, N), method=method, sigmas=noise_levels(steps, self.config.sigma_max),
+            generator=as_generator(generator, self.device), device=self.device, progress=progress,
+        )  # fmt: skip
+        return scale * (_with_exact_zeros(J) if self.config.sparse else J)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the prior to one file, which appears when it is whole.
+
+        Args:
+            path: the file, NAME.safetensors.
+            dtype: of the stored weights; float16 halves the file and rounds them to 3 digits.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"a prior is stored as NAME.safetensors; got {path}.")
+        header = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "neurosde_version": __version__,
+            "git_commit": git_commit(),
+            "config": json.dumps(asdict(self.config), default=str),
+        }
+        state = self.network.state_dict()
+        tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, header)
+        return path
+
+
+class NetworkDenoiser:
+    """E[J | J_s] by a pair network, in the interface of `neurosde.models.edm.Denoiser`.
+
+    Args:
+        network: the pair network.
+        family: 1 + index of the ensemble, 0 where it is open.
+    """
+
+    def __init__(self, network: PairNetwork, family: int = 0) -> None:
+        self.network = network
+        self.family = family
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[J | J_s = x], shape (..., post, pre), float64."""
+        N = x.shape[-1]
+        matrices = x.reshape(-1, N, N)
+        levels = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[:-2]).reshape(-1)
+        size = max(1, _CHUNK.get(x.device.type, _CHUNK["cpu"]) // N**2)
+        try:
+            parts = [self._some(*some) for some in zip(matrices.split(size), levels.split(size), strict=True)]
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"the GPU is too small for matrices of {N} x {N}; sample on the CPU instead.") from error
+        return torch.cat(parts).view(x.shape)
+
+    def _some(self, x: Tensor, sigma: Tensor) -> Tensor:
+        folded = fold(x, sigma, Evidence.none(x.shape[-1], x.device))
+        family = torch.full((len(x),), self.family, device=x.device)
+        F = evaluate_network(self.network, folded, sigma, family)
+        return folded.posterior_mean + folded.scaled(F)
+
+
+def evaluate_network(network: torch.nn.Module, folded: Any, sigma: Tensor, family: Tensor | None) -> Tensor:
+    """F for what has been folded, float64: the network itself computes in its own dtype."""
+    dtype = next(network.parameters()).dtype
+    z, u = folded.network_input.to(dtype), folded.whitened_mean.to(dtype)
+    return network(z, u, sigma.log().to(dtype), family).double()
+
+
+def pretrained_names() -> list[str]:
+    """Names of the priors that come with neurosde."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+
+
+def load_prior(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPrior:
+    """Read a prior.
+
+    Args:
+        path: file or folder that `neurosde train prior` wrote, or the name of a prior that comes with neurosde.
+        device: where to put the network.
+
+    Raises:
+        FileNotFoundError: no such file, and no prior of that name.
+        ValueError: not a prior, or one of another format version.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "prior.safetensors"
+    if not file.exists():
+        file = PRETRAINED / f"{path}.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"{path} is neither a file nor one of the priors {pretrained_names()} of neurosde.")
+    try:
+        with safe_open(file, "pt") as stored:
+            header = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a safetensors file, or is damaged ({error}).") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{file} is not a prior of neurosde; write one with neurosde train prior.")
+    if header["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has the format version {header['format_version']}, written by neurosde "
+            f"{header['neurosde_version']}; this neurosde ({__version__}) reads version {FORMAT_VERSION}. Use that "
+            "neurosde, or train the prior again."
+        )
+    plain = json.loads(header["config"])
+    sizes = plain.pop("network")
+    network = PairNetwork(PairNetworkConfig(**(sizes | {"families": tuple(sizes["families"])})))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not hold the network that its header describes ({error}).") from error
+    return DiffusionPrior(network.to(device), PriorConfig(network.config, **(plain | {"sizes": tuple(plain["sizes"])})))
+
+
+def _with_exact_zeros(J: Tensor) -> Tensor:
+    """Set weights to 0 that are too small to be told from it, in matrices that have many of them."""
+    small = J.abs() < 4 * SIGMA_MIN
+    sparse = small.double().mean((-1, -2), keepdim=True) > 0.05
+    return J.masked_fill(small & sparse, 0.0)
+
+

@@ -1,0 +1,107 @@
+"""How a prior is trained."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from neurosde.datasets.ensembles import Ensemble, make_ensemble
+from neurosde.models.denoiser import Preset
+from neurosde.models.edm import SIGMA_MIN
+from neurosde.validation import check_count, check_positive
+
+
+@dataclass(frozen=True)
+class PriorTraining:
+    """A training of a prior: everything that its result depends on.
+
+    Weights come from cubes, or are drawn as they are needed from one or several ensembles.
+    """
+
+    dataset: tuple[Path, ...] = field(
+        default=(), metadata={"help": "cubes to train on, each of its own N (default: draw from --ensemble)"}
+    )
+    ensembles: tuple[Ensemble, ...] = ()
+    sizes: tuple[int, ...] = field(
+        default=(10, 15, 20, 40, 50, 70, 100),
+        metadata={"help": "numbers of neurons of the matrices drawn", "flags": ("--N",)},
+    )
+    preset: Preset = field(default="small", metadata={"help": "size of the network"})
+    steps: int = field(default=10_000, metadata={"help": "optimiser steps"})
+    batch_entries: int = field(
+        default=160_000, metadata={"help": "weights per step, over all processes: a batch is this over N² matrices"}
+    )
+    learning_rate: float = field(default=2e-3, metadata={"help": "largest step size of Adam"})
+    warmup: int = field(default=300, metadata={"help": "steps until it is reached"})
+    ema: float = field(default=0.999, metadata={"help": "decay of the running average, per step"})
+    sigma_max: float = field(default=80.0, metadata={"help": "largest noise level, in units of a weight's spread"})
+    family_dropout: float = field(
+        default=0.3, metadata={"help": "how often a prior of several ensembles is not told which it sees"}
+    )
+    checkpoint_above: int = field(
+        default=128, metadata={"help": "N above which activations are computed twice instead of kept"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed"})
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_entries", "warmup", "checkpoint_above"):
+            check_count(getattr(self, name), name)
+        check_count(self.seed, "seed", 0)
+        check_positive(self.learning_rate, "learning_rate")
+        for name in ("ema", "family_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
+        if check_positive(self.sigma_max, "sigma_max") <= SIGMA_MIN:
+            raise ValueError(f"sigma_max must exceed {SIGMA_MIN}; got {self.sigma_max}.")
+        if self.preset not in get_args(Preset):
+            raise ValueError(f"preset must be one of {get_args(Preset)}; got {self.preset!r}.")
+        if bool(self.dataset) == bool(self.ensembles):
+            raise ValueError("give either cubes or ensembles to train on, and not both.")
+        names = [kind.name for kind in self.ensembles]
+        if len(set(names)) < len(names):
+            raise ValueError(f"ensembles must have different names; got {names}.")
+        if not self.sizes:
+            raise ValueError("sizes must name at least one number of neurons.")
+        for N in self.sizes:
+            check_count(N, "N", 2)
+            for kind in self.ensembles:
+                kind.variance(N)  # refuses sizes that the ensemble cannot have
+
+    def contents(self) -> dict[str, Any]:
+        """Return the configuration as plain values."""
+        plain = asdict(self)
+        for parameters, kind in zip(plain["ensembles"], self.ensembles, strict=True):
+            parameters |= parameters.pop("base", {})  # of a gain mixture
+            parameters["name"] = kind.name
+        plain["dataset"] = [str(path) for path in self.dataset]
+        return plain
+
+
+def read_training(path: str | Path) -> dict[str, Any]:
+    """Read the fields of a training from a TOML file, those that it names.
+
+    Cubes and sizes are lists; each ensemble is a table, as in
+
+        steps = 20000
+        [[ensembles]]
+        name = "sparse"
+        gain = 0.8
+        gain_high = 2.0
+        density = 0.1
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, or a name that a training does not have.
+    """
+    try:
+        plain = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}.") from error
+    known = {item.name for item in fields(PriorTraining)}
+    if unknown := sorted(plain.keys() - known):
+        raise ValueError(f"{path}: a training has the fields {sorted(known)}; got {unknown}.")
+    if "ensembles" in plain:
+        plain["ensembles"] = tuple(make_ensemble(**parameters) for parameters in plain["ensembles"])
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

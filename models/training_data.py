@@ -1,0 +1,168 @@
+"""Matrices to train a prior on: from cubes, or drawn as they are needed.
+
+Batch k depends on the seed, on k and on the process's rank alone, so that a training can go on anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosde.datasets.loaders import CubeDataset, CubeLoader, loader
+from neurosde.models.training_config import PriorTraining
+
+VALIDATION_MATRICES = 64  # of each size
+
+
+class TrainingData(ABC):
+    """What a training needs to know of its matrices.
+
+    Attributes:
+        sizes: numbers of neurons.
+        gain_rms: g_rms, by which W = J g_rms/√N has J of unit mean square.
+        families: names of the ensembles, where they are several.
+        sparse: whether there are exact zeros among the weights.
+    """
+
+    sizes: tuple[int, ...]
+    gain_rms: float
+    families: tuple[str, ...] = ()
+    sparse: bool
+
+    def __init__(self, config: PriorTraining) -> None:
+        self.config = config
+
+    def scale(self, N: int) -> float:
+        """s₀ = g_rms/√N."""
+        return self.gain_rms / math.sqrt(N)
+
+    def order(self) -> np.ndarray:
+        """Index of the size that each step has, shape (step,)."""
+        source = np.random.default_rng(np.random.SeedSequence((self.config.seed, 0)))
+        return source.integers(len(self.sizes), size=self.config.steps)
+
+    def batch_size(self, N: int, world_size: int = 1) -> int:
+        """Matrices per step and process."""
+        return max(1, self.config.batch_entries // (N**2 * world_size))
+
+    @abstractmethod
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Batches of the steps from `start` on: `step`, and whatever `matrices` takes."""
+
+    @abstractmethod
+    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """J (network, post, pre), float64, and 1 + index of the family of each, None where there are no families."""
+
+    @abstractmethod
+    def validation(self) -> list[dict[str, Any]]:
+        """Batches that are not trained on, one of each size."""
+
+
+class DrawnMatrices(TrainingData):
+    """Matrices drawn from the ensembles of a training, on the device of the network."""
+
+    def __init__(self, config: PriorTraining) -> None:
+        super().__init__(config)
+        self.sizes = config.sizes
+        self.ensembles = config.ensembles
+        squares = [N * kind.variance(N) for N in self.sizes for kind in self.ensembles]
+        self.gain_rms = math.sqrt(sum(squares) / len(squares))
+        self.families = tuple(kind.name for kind in self.ensembles) if len(self.ensembles) > 1 else ()
+        N, generator = max(self.sizes), torch.Generator().manual_seed(config.seed)
+        self.sparse = any(bool((kind.sample_weights(1, N, generator) == 0).any()) for kind in self.ensembles)
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Numbers of steps, with what to draw in each."""
+        for step, k in enumerate(self.order().tolist()):
+            if step >= start:
+                N = self.sizes[k]
+                yield {"step": step, "N": N, "count": self.batch_size(N, world_size)}
+
+    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Draw as many matrices from each ensemble."""
+        N, count = int(batch["N"]), int(batch["count"])
+        first = int(torch.randint(len(self.ensembles), (), generator=generator, device=generator.device))
+        counts = [(count + k) // len(self.ensembles) for k in range(len(self.ensembles))]
+        counts = counts[first:] + counts[:first]
+        drawn = [
+            kind.sample_weights(n, N, generator) for kind, n in zip(self.ensembles, counts, strict=True) if n
+        ]
+        J = torch.cat(drawn) / self.scale(N)
+        if not self.families:
+            return J, None
+        family = torch.repeat_interleave(torch.arange(1, len(counts) + 1), torch.as_tensor(counts))
+        return J, family.to(J.device)
+
+    def validation(self) -> list[dict[str, Any]]:
+        """Other draws than those trained on: their generators have another key."""
+        return [{"N": N, "count": VALIDATION_MATRICES} for N in self.sizes]
+
+
+class CubeMatrices(TrainingData):
+    """Weights of cubes, through their loaders."""
+
+    def __init__(self, config: PriorTraining) -> None:
+        super().__init__(config)
+        cubes = [CubeDataset(path, ("weights",), split="train", units="J") for path in config.dataset]
+        self.sizes = tuple(cube.experiment.neurons for cube in cubes)
+        scales = [float(cube.scale or math.nan) * math.sqrt(N) for cube, N in zip(cubes, self.sizes, strict=True)]
+        self.gain_rms = math.sqrt(float(np.mean(np.square(scales))))
+        self.sparse = any(bool((cube[0]["weights"] == 0).any()) for cube in cubes)
+        for cube in cubes:
+            cube.close()
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Weights of one cube per step."""
+        c, order = self.config, self.order()
+        loaders = [
+            loader(
+                path, ("weights",), batch_size=self.batch_size(N, world_size), split="train", shuffle=True,
+                seed=c.seed, drop_last=True, rank=rank, world_size=world_size,
+            )
+            for path, N in zip(c.dataset, self.sizes, strict=True)
+        ]  # fmt: skip
+        streams = [_endless(one, int((order[:start] == k).sum())) for k, one in enumerate(loaders)]
+        for step in range(start, c.steps):
+            yield {"step": step, "weights": next(streams[order[step]])["weights"]}
+
+    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Bring weights into J units."""
+        weights = batch["weights"].to(generator.device).double()
+        return weights / self.scale(weights.shape[-1]), None
+
+    def validation(self) -> list[dict[str, Any]]:
+        """First networks of the validation split."""
+        batches = []
+        for path in self.config.dataset:
+            cube = CubeDataset(path, ("weights",), split="validation")
+            batches.append(dict(cube.__getitems__(range(min(VALIDATION_MATRICES, len(cube)))).batch))
+            cube.close()
+        return batches
+
+
+def training_data(config: PriorTraining) -> TrainingData:
+    """Return the matrices that a training names.
+
+    Raises:
+        FileNotFoundError: a cube is not there.
+        ValueError: a file is no cube, or has no networks for training.
+    """
+    return CubeMatrices(config) if config.dataset else DrawnMatrices(config)
+
+
+def _endless(one: CubeLoader, given: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of one epoch after the other, the first `given` of them left out."""
+    if not len(one):
+        raise ValueError(
+            f"{one.cube.path} has {len(one.cube)} networks for training, fewer than one batch; lower batch_entries, or "
+            "build more networks."
+        )
+    one.load_state_dict(one.state_dict() | {"epoch": given // len(one), "batch": given % len(one)})
+    while True:
+        yield from one
