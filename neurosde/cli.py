@@ -15,6 +15,7 @@ COMMANDS = {
     "observe": ("neurosde.datasets.observe_command", "make the cube that an experiment would have seen of a cube"),
     "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
+    "evaluate prior": ("neurosde.evaluation.evaluate_prior", "compare sampled weights with draws of their ensemble"),
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
     "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),
     "demo": ("neurosde.demo", "all of it once, in under two minutes"),
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = command_words(arguments)
     if given:
         given[0] = given[0].replace("_", "-")
+    if " ".join(given[:2]) in COMMANDS:
+        given[:2] = [" ".join(given[:2])]
     parser = OptionParser(
         prog="neurosde", description="Which wiring could have produced this activity, and how sure we can be."
     )
