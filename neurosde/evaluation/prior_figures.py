@@ -40,13 +40,13 @@ def spectra(result: PriorEvaluation, gains: Sequence[float] = ()) -> Figure:
     for axis, (title, colour, weights) in zip(axes, _both(result), strict=True):
         values = np.linalg.eigvals(weights[:count]).ravel()
         reach = max(reach, float(np.abs(values).max()))
+        label = f"circular law, |λ| ≤ {name} = " + " … ".join(f"{one:.3g}" for one in radii)
         for radius in radii:
-            label = f"circular law, |λ| ≤ {name} = " + " … ".join(f"{one:.3g}" for one in radii)
             axis.add_patch(Circle((0, 0), radius, facecolor=GREY, alpha=0.15, linewidth=0))
             axis.add_patch(Circle((0, 0), radius, fill=False, edgecolor="k", linewidth=0.8, label=label, zorder=3))
         axis.axvline(1, color="k", linewidth=0.6, linestyle=":", label="Re λ = 1, the edge of stability")
         axis.plot(values.real, values.imag, ".", color=colour, markersize=2, alpha=0.6)
-        axis.set(title=f"{title}: eigenvalues of {min(count, len(weights))} matrices", xlabel="Re λ")
+        axis.set(title=f"eigenvalues of {min(count, len(weights))} {title}s", xlabel="Re λ")
     for axis in axes:
         axis.set(xlim=(-1.08 * reach, 1.08 * reach), ylim=(-1.08 * reach, 1.08 * reach), aspect="equal")
     axes[0].set_ylabel("Im λ")
@@ -86,12 +86,12 @@ def worst_statistics(result: PriorEvaluation) -> Figure:
         ours = getattr(result.samples, kind)[name]
         theirs = [getattr(one, kind)[name] for one in result.fresh]
         edges = _edges(ours, np.concatenate(theirs))
-        for one in theirs:
-            axis.stairs(_share(one, edges), edges, color=GREY, linewidth=0.5, alpha=0.5)
-        axis.stairs(
-            _share(np.concatenate(theirs), edges), edges, color=GREY, fill=True, alpha=0.35, label="fresh draws"
-        )
-        axis.stairs(_share(ours, edges), edges, color=BLUE, linewidth=1.3, label="samples")
+        shares = np.array([_share(one, edges) for one in theirs])
+        band = {"baseline": shares.min(0), "color": GREY, "fill": True, "alpha": 0.35, "linewidth": 0}
+        axis.stairs(shares.max(0), edges, **band, label="fresh sets, least to most")
+        axis.stairs(shares.mean(0), edges, color="#4d4d4d", baseline=None, linewidth=0.9, label="fresh sets, mean")
+        axis.stairs(_share(ours, edges), edges, color=BLUE, baseline=None, linewidth=1.5, label="samples")
+        axis.set_ylim(bottom=0)
         axis.set_title(f"{name}\nratio {row['ratio']:.3g}, 95 % of fresh sets below {row['null_95']:.3g}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.locator_params(axis="x", nbins=5)
