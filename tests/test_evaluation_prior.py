@@ -25,6 +25,7 @@ def draws(name="gaussian", seed=0, count=1, **parameters):
 
 @pytest.fixture
 def without_classifier(monkeypatch):
+    """Training it takes most of the time."""
     monkeypatch.setattr(prior_comparison, "c2st", lambda *_, **__: TwoSampleTest(0.5, 0.1))
 
 
@@ -96,20 +97,20 @@ def test_statistics_of_degenerate_matrices_are_finite():
 
 def test_the_classifier_is_at_chance_for_one_law_and_near_the_optimum_for_two():
     rng = np.random.default_rng(0)
-    same = [c2st(*rng.normal(size=(2, 500, 10)), seed=k).accuracy for k in range(3)]
-    assert np.mean(same) == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 1000 / 3))
+    same = [c2st(*rng.normal(size=(2, 400, 5)), seed=k).accuracy for k in range(2)]
+    assert np.mean(same) == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 800 / 2))
     for delta in (1.0, 3.0):
-        first, second = rng.normal(size=(2, 1000, 10))
+        first, second = rng.normal(size=(2, 500, 5))
         second[:, 0] += delta
         found, best = c2st(first, second), scipy.stats.norm.cdf(delta / 2)
-        assert best - 0.03 < found.accuracy < best + 4 * found.standard_error
-        assert found.standard_error == pytest.approx(math.sqrt(found.accuracy * (1 - found.accuracy) / 2000))
-    assert c2st(first, second) == c2st(first, second)  # seeded
+        assert best - 0.04 < found.accuracy < best + 4 * found.standard_error
+        assert found.standard_error == pytest.approx(math.sqrt(found.accuracy * (1 - found.accuracy) / 1000))
+    assert c2st(first[:50], second[:50]) == c2st(first[:50], second[:50])  # seeded
 
 
 def test_the_classifier_sees_more_than_means_and_takes_constant_features():
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 1000, 3))
+    first, second = rng.normal(size=(2, 500, 3))
     second[:, 1] = second[:, 0]  # another copula, the same marginals
     first[:, 2] = second[:, 2] = 7.0
     assert c2st(first, second).accuracy > 0.9
@@ -149,7 +150,7 @@ def test_fresh_draws_stay_below_their_null_bounds(without_classifier):
     assert np.mean(means) == pytest.approx(1, abs=0.1)
 
 
-def test_wrong_samples_are_detected():
+def test_wrong_samples_are_detected(without_classifier):
     fresh = draws(count=6)
     (right,) = draws(seed=1)
     found = evaluate_prior(1.05 * right, fresh).table
@@ -158,12 +159,19 @@ def test_wrong_samples_are_detected():
     symmetric = evaluate_prior((right + right.mT) / math.sqrt(2), fresh)
     assert symmetric.table.ratio["asymmetry"] > 10 and symmetric.table.ratio["reciprocity"] > 10
     assert symmetric.table.ratio["cycle motif"] > 2
-    assert symmetric.c2st.accuracy > 0.97
     (mixed,) = draws("dale", seed=1)
     mixed[:, 0, 0] *= -1
     table = evaluate_prior(mixed, draws("dale", count=6)).table
     assert table.ratio["mixed columns"] == table.ratio["sign consistency"] == math.inf
     assert table.ratio["density"] == 1 and not table.isna().any(axis=None)
+
+
+def test_the_classifier_detects_symmetric_samples_and_no_others():
+    fresh = draws(count=3)
+    right, more = draws(seed=1, count=2)
+    wrong = evaluate_prior((right + right.mT) / math.sqrt(2), fresh)
+    assert wrong.c2st.accuracy > 0.97 and len(wrong.tests) == 3
+    assert evaluate_prior(more, fresh).c2st.accuracy == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / (2 * S)))
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +186,13 @@ def cubes(tmp_path_factory):
 
 
 def test_the_command_draws_from_the_ensemble_of_the_configuration(cubes, capsys):
-    assert main(["evaluate", "prior", str(cubes / "a" / "cube.nc"), "--repeats", "4"]) == 0
+    assert main(["evaluate", "prior", str(cubes / "a" / "cube.nc"), "--repeats", "3"]) == 0
     said = capsys.readouterr().out
     assert "sparse (gain = 1.5, density = 0.5, gain_high = 2" in said and "Classifier two-sample test" in said
     out = cubes / "a" / "cube"
     assert {path.name for path in out.iterdir()} == {"results.nc", "spectra.png", "matrices.png", "statistics.png"}
     with xr.open_dataset(out / "results.nc") as results:
-        assert results.sizes["fresh_set"] == 4 and results.sizes["network"] == 20
+        assert results.sizes["fresh_set"] == 3 and results.sizes["network"] == 20
         assert results.attrs["seed"] == 0 and json.loads(results.attrs["config"])["ensemble"]["name"] == "sparse"
         assert float(results.mean_ratio.sel(kind="per matrix")) < 1.5
         assert float(results.sampled.sel(statistic="density")) == pytest.approx(0.5, abs=0.05)
@@ -192,18 +200,17 @@ def test_the_command_draws_from_the_ensemble_of_the_configuration(cubes, capsys)
         assert all(variable.attrs["long_name"] for variable in results.data_vars.values())
 
 
-def test_the_command_draws_from_another_ensemble(cubes, tmp_path, capsys):
+def test_the_command_draws_from_another_ensemble(cubes, tmp_path, capsys, without_classifier):
     command = ["evaluate", "prior", str(cubes / "a" / "cube.nc"), "--out-dir", str(tmp_path), "--repeats", "3"]
     assert main([*command, "--ensemble", "gaussian", "--gain", "1.7"]) == 0
     with xr.open_dataset(tmp_path / "results.nc") as results:
         assert float(results.ratio.sel(statistic="density")) == math.inf
 
 
-@pytest.mark.parametrize(("repeats", "sets", "size"), [(8, 4, 20), (3, 3, 20)])
-def test_the_command_splits_a_reference(cubes, tmp_path, capsys, repeats, sets, size):
+def test_the_command_splits_a_reference(cubes, tmp_path, capsys, without_classifier):
     command = ["evaluate", "prior", str(cubes / "a" / "cube.nc"), "--reference", str(cubes / "b" / "cube.nc")]
-    assert main([*command, "--out-dir", str(tmp_path), "--repeats", str(repeats)]) == 0
-    assert f"{size} samples against {sets} sets of networks of" in capsys.readouterr().out
+    assert main([*command, "--out-dir", str(tmp_path)]) == 0
+    assert "20 samples against 4 sets of networks of" in capsys.readouterr().out
 
 
 def test_a_small_reference_is_compared_with_fewer_samples(cubes, tmp_path, capsys):
