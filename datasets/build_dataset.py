@@ -32,7 +32,12 @@ import torch
 from tqdm import tqdm
 
 from neurosde.brownian import BrownianSeeds
-from neurosde.datasets.ensemble_options import PARAMETER_NAMES, add_ensemble_options, ensemble_from_options
+from neurosde.datasets.ensemble_options import (
+    PARAMETER_NAMES,
+    add_ensemble_options,
+    ensemble_from_options,
+    plain_parameters,
+)
 from neurosde.datasets.ensembles import Ensemble, Gaussian
 from neurosde.datasets.execution import Execution, run_tasks
 from neurosde.datasets.manifest import MANIFEST_NAME, ShardRecord, digest_of, write_manifest
@@ -122,11 +127,7 @@ class DatasetConfig:
         """What the cube's contents depend on, as plain values; not where it lies, nor who computes it."""
         plain = asdict(self)
         del plain["out_dir"], plain["engine"], plain["shard_size"]
-        parameters = plain["ensemble"]
-        parameters |= parameters.pop("base", {})  # of a gain mixture
-        parameters["name"] = self.ensemble.name
-        plain["noise"] = NOISE
-        return plain
+        return plain | {"ensemble": plain_parameters(self.ensemble), "noise": NOISE}
 
     def description(self, count: int) -> dict[str, Any]:
         """What the file of that many of the networks is to be told (`CubeFile.create`)."""

@@ -193,7 +193,10 @@ def test_the_command_draws_from_the_ensemble_of_the_configuration(cubes, capsys)
     assert {path.name for path in out.iterdir()} == {"results.nc", "spectra.png", "matrices.png", "statistics.png"}
     with xr.open_dataset(out / "results.nc") as results:
         assert results.sizes["fresh_set"] == 3 and results.sizes["network"] == 20
-        assert results.attrs["seed"] == 0 and json.loads(results.attrs["config"])["ensemble"]["name"] == "sparse"
+        assert results.attrs["seed"] == 0 and len(results.attrs["history"]) > 0
+        with xr.open_dataset(cubes / "a" / "cube.nc") as cube:  # the same plain form
+            there, here = (json.loads(one.attrs["config"])["ensemble"] for one in (cube, results))
+        assert there == here == {"name": "sparse", "gain": 1.5, "gain_high": 2.0, "density": 0.5}
         assert float(results.mean_ratio.sel(kind="per matrix")) < 1.5
         assert float(results.sampled.sel(statistic="density")) == pytest.approx(0.5, abs=0.05)
         assert 0 < float(results.c2st_accuracy) < 1
@@ -240,6 +243,8 @@ def test_bad_input_ends_in_one_line(cubes, tmp_path, capsys):
     W = rng.normal(size=(4, 8, 8))
     plain = written("plain.nc", W)
     one = written("one.nc", W[:1])
+    garbled = written("garbled.nc", W, config="ensemble = dale")
+    unknown = written("unknown.nc", W, config='{"ensemble": {"name": "small-world"}}')
     W[2, 0, 0] = np.nan
     broken = written("broken.nc", W)
     xr.Dataset({"activity": ("network", np.zeros(3))}).to_netcdf(tmp_path / "other.nc")
@@ -247,6 +252,8 @@ def test_bad_input_ends_in_one_line(cubes, tmp_path, capsys):
         ([str(tmp_path / "other.nc")], "must hold weights(network, post, pre)"),
         ([str(tmp_path / "none.nc")], "no such file"),
         ([plain], "names no ensemble in its config; give --ensemble NAME or --reference CUBE"),
+        ([garbled], "must be JSON"),
+        ([unknown], "ensemble must be one of"),
         ([one], "at least 2 networks; got 1"),
         ([broken], "weights of network 2"),
         ([a, "--reference", str(cubes / "c" / "cube.nc")], "networks of 8 neurons"),

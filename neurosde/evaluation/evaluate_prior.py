@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from neurosde.datasets.ensemble_options import (
     ensemble_from_config,
     ensemble_from_options,
     given_parameters,
+    plain_parameters,
 )
 from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
 from neurosde.datasets.shards import open_cube
@@ -149,7 +149,7 @@ def run(options: Namespace) -> int:
     folder = options.out_dir or (path.with_suffix("") if path.suffix == ".nc" else path.with_name(f"{path.name}-prior"))
     config = {name: getattr(options, name) for name in ("samples", "reference", "repeats", "seed")}
     if ensemble is not None:
-        config["ensemble"] = {"name": ensemble.name, **asdict(ensemble)}  # type: ignore[call-overload]
+        config["ensemble"] = plain_parameters(ensemble)
     with whole_file(folder / "results.nc") as temporary:
         results_dataset(result, config).to_netcdf(temporary, engine="netcdf4")
     for name, figure in figures(result, _gains(ensemble)).items():
@@ -170,7 +170,11 @@ def read_weights(path: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
         if "weights" not in cube or set(cube["weights"].dims) != {"network", "post", "pre"}:
             raise ValueError(f"{path} must hold weights(network, post, pre); got {sorted(map(str, cube.data_vars))}.")
         weights = cube["weights"].transpose("network", "post", "pre").to_numpy()
-        config = json.loads(str(cube.attrs.get("config", "{}")))
+        text = str(cube.attrs.get("config", "{}"))
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the attribute config of {path} must be JSON; got {text[:40]!r}.") from error
     return check_matrices(weights, str(path)), config if isinstance(config, dict) else {}
 
 
@@ -223,9 +227,9 @@ def _gains(ensemble: Ensemble | None) -> tuple[float, ...]:
 
 
 def _describe(ensemble: Ensemble) -> str:
-    plain = asdict(ensemble)  # type: ignore[call-overload]
-    plain = plain.pop("base", {}) | plain
-    return f"{ensemble.name} ({', '.join(f'{name} = {value}' for name, value in plain.items())})"
+    parameters = plain_parameters(ensemble)
+    name = parameters.pop("name")
+    return f"{name} ({', '.join(f'{key} = {value}' for key, value in parameters.items())})"
 
 
 def _about(meaning: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ the row and column sums of J − mean J, the second-order motifs are mean correl
 each over N |J − mean J|², and the third-order ones are the cycle tr W³ and the feed-forward loop tr(W W Wᵀ).
 
 References:
-    Reciprocal and higher-order motifs: Motif statistics and spike correlations in neuronal networks (Hu, Trousdale,
-    Josić, Shea-Brown, 2013), https://doi.org/10.1088/1742-5468/2013/03/P03012
+    Motif statistics and spike correlations in neuronal networks (Hu, Trousdale, Josić, Shea-Brown, 2013),
+    https://doi.org/10.1088/1742-5468/2013/03/P03012
 """
 
 from __future__ import annotations
