@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -32,7 +32,13 @@ import torch
 from tqdm import tqdm
 
 from neurosde.brownian import BrownianSeeds
-from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, Gaussian, make_ensemble
+from neurosde.datasets.ensemble_options import (
+    PARAMETER_NAMES,
+    add_ensemble_options,
+    ensemble_from_options,
+    plain_parameters,
+)
+from neurosde.datasets.ensembles import Ensemble, Gaussian
 from neurosde.datasets.execution import Execution, run_tasks
 from neurosde.datasets.manifest import MANIFEST_NAME, ShardRecord, digest_of, write_manifest
 from neurosde.datasets.schema import SCHEMA_VERSION
@@ -121,11 +127,7 @@ class DatasetConfig:
         """What the cube's contents depend on, as plain values; not where it lies, nor who computes it."""
         plain = asdict(self)
         del plain["out_dir"], plain["engine"], plain["shard_size"]
-        parameters = plain["ensemble"]
-        parameters |= parameters.pop("base", {})  # of a gain mixture
-        parameters["name"] = self.ensemble.name
-        plain["noise"] = NOISE
-        return plain
+        return plain | {"ensemble": plain_parameters(self.ensemble), "noise": NOISE}
 
     def description(self, count: int) -> dict[str, Any]:
         """What the file of that many of the networks is to be told (`CubeFile.create`)."""
@@ -349,23 +351,14 @@ def add_arguments(parser: OptionParser) -> None:
     add_options(parser, DatasetConfig, skip=("ensemble",))
     parser.add_argument("--verify", action="store_true", help="check what is in --out-dir instead: nothing is built")
     add_options(parser.add_argument_group("execution"), Execution)
-    group = parser.add_argument_group("ensemble")
-    group.add_argument(
-        "--ensemble", dest="ensemble_name", choices=sorted(ENSEMBLES), default="gaussian", help="(default gaussian)"
-    )
-    add_options(group, Gaussian)  # the gain, which all of them have
-    group.add_argument("--g-high", dest="gain_high", type=float, default=SUPPRESS, help="draw gains from [g, g-high]")
-    for kind in ENSEMBLES.values():
-        add_options(parser.add_argument_group(f"{kind.name} ensemble"), kind, skip=("gain",))
+    add_ensemble_options(parser)
 
 
 def run(options: Namespace) -> int:
     """Build what the options say and tell where it is; or verify what is there."""
     if options.verify:
         return _verify(options)
-    names = {item.name for kind in ENSEMBLES.values() for item in fields(kind)} | {"gain_high"}
-    given = {name: value for name, value in vars(options).items() if name in names}
-    config = from_options(DatasetConfig, options, ensemble=make_ensemble(options.ensemble_name, **given))
+    config = from_options(DatasetConfig, options, ensemble=ensemble_from_options(options))
     execution = from_options(Execution, options)
     last = config.path if config.networks_per_shard is None else config.path / MANIFEST_NAME  # what is written last
     before = last.stat() if last.exists() else None
@@ -379,8 +372,8 @@ def run(options: Namespace) -> int:
 
 
 def _verify(options: Namespace) -> int:
-    names = {item.name for kind in (DatasetConfig, Execution, *ENSEMBLES.values()) for item in fields(kind)}
-    others = sorted((names | {"gain_high"}) & vars(options).keys() - {"out_dir"})
+    names = {item.name for kind in (DatasetConfig, Execution) for item in fields(kind)}
+    others = sorted((names | PARAMETER_NAMES) & vars(options).keys() - {"out_dir"})
     if others:
         raise ValueError(f"--verify takes --out-dir only; got {', '.join(others)}. Leave the rest out.")
     print(f"{options.out_dir}: {verify_cube(options.out_dir)}")

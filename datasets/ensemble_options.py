@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, Gaussian, make_ensemble
@@ -62,6 +62,12 @@ def ensembles_from_options(options: Namespace) -> tuple[Ensemble, ...]:
     return tuple(
         make_ensemble(name, **{key: value for key, value in given.items() if key in own[name]}) for name in names
     )
+
+
+def plain_parameters(ensemble: Ensemble) -> dict[str, Any]:
+    """Return name and parameters as they stand in the configuration of a cube."""
+    parameters = asdict(ensemble)  # type: ignore[call-overload]
+    return {"name": ensemble.name, **parameters.pop("base", {}), **parameters}  # a gain mixture has a base
 
 
 def ensemble_from_config(config: Mapping[str, Any]) -> Ensemble | None:

@@ -256,5 +256,3 @@ def _with_exact_zeros(J: Tensor) -> Tensor:
     small = J.abs() < 4 * SIGMA_MIN
     sparse = small.double().mean((-1, -2), keepdim=True) > 0.05
     return J.masked_fill(small & sparse, 0.0)
-
-

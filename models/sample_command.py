@@ -71,7 +71,9 @@ def samples_cube(prior: DiffusionPrior, weights: Tensor, config: PriorSampling, 
 
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde sample prior`."""
-    parser.add_argument("checkpoint", help="file or folder of neurosde train prior, or a prior that comes with neurosde")
+    parser.add_argument(
+        "checkpoint", help="file or folder of neurosde train prior, or a prior that comes with neurosde"
+    )
     add_options(parser, PriorSampling)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--out", type=Path, default=Path("samples.nc"), help="cube of the draws (default samples.nc)")

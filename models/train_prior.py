@@ -1,8 +1,8 @@
 """Running a training: devices, checkpoints, interruption.
 
-    OUT/prior.safetensors   the prior, when it is trained
-    OUT/state.safetensors   what the training goes on from, until then
-    OUT/log/version_K/      metrics.csv, of the K-th time that it was started
+OUT/prior.safetensors   the prior, when it is trained
+OUT/state.safetensors   what the training goes on from, until then
+OUT/log/version_K/      metrics.csv, of the K-th time that it was started
 """
 
 from __future__ import annotations

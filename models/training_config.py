@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.datasets.ensembles import Ensemble, make_ensemble
 from neurosde.models.denoiser import Preset
 from neurosde.models.edm import SIGMA_MIN
@@ -72,9 +73,7 @@ class PriorTraining:
     def contents(self) -> dict[str, Any]:
         """Return the configuration as plain values."""
         plain = asdict(self)
-        for parameters, kind in zip(plain["ensembles"], self.ensembles, strict=True):
-            parameters |= parameters.pop("base", {})  # of a gain mixture
-            parameters["name"] = kind.name
+        plain["ensembles"] = [plain_parameters(kind) for kind in self.ensembles]
         plain["dataset"] = [str(path) for path in self.dataset]
         return plain
 

@@ -90,9 +90,7 @@ class DrawnMatrices(TrainingData):
         first = int(torch.randint(len(self.ensembles), (), generator=generator, device=generator.device))
         counts = [(count + k) // len(self.ensembles) for k in range(len(self.ensembles))]
         counts = counts[first:] + counts[:first]
-        drawn = [
-            kind.sample_weights(n, N, generator) for kind, n in zip(self.ensembles, counts, strict=True) if n
-        ]
+        drawn = [kind.sample_weights(n, N, generator) for kind, n in zip(self.ensembles, counts, strict=True) if n]
         J = torch.cat(drawn) / self.scale(N)
         if not self.families:
             return J, None

@@ -17,7 +17,7 @@ COMMANDS = {
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
     "train prior": ("neurosde.models.train_command", "train a diffusion prior over weights"),
     "sample prior": ("neurosde.models.sample_command", "draw weights from a diffusion prior"),
-    "evaluate prior": ("neurosde.evaluation.evaluate_prior", "compare sampled weights with fresh draws of their ensemble"),
+    "evaluate prior": ("neurosde.evaluation.evaluate_prior", "compare sampled weights with draws of their ensemble"),
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),
     "benchmark": ("neurosde.evaluation.benchmark", "measure how well, and how fast"),
     "demo": ("neurosde.demo", "all of it once, in under two minutes"),
