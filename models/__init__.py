@@ -1,6 +1,7 @@
 """Priors and posteriors over weights."""
 
-from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser
+from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser
+from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
@@ -19,6 +20,8 @@ __all__ = [
     "InferenceConfig",
     "ScaleMixtureDenoiser",
     "SpikeAndSlabDenoiser",
+    "SpikeAndSlabMixtureDenoiser",
+    "SpikedDenoiser",
     "empirical_bayes",
     "fold",
     "infer",

@@ -16,6 +16,37 @@ from neurosde.models.edm import Evidence, fold
 from neurosde.validation import check_count, check_positive
 
 
+def mixture(variances: Tensor, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Variances and probabilities of the components of a mixture, in float64, the latter with sum 1.
+
+    Raises:
+        ValueError: variances or probabilities out of range.
+    """
+    variances = torch.as_tensor(variances, dtype=torch.float64)
+    if variances.ndim != 1 or not bool((variances > 0).all()):
+        raise ValueError("variances must be a vector of positive numbers.")
+    if probabilities is None:
+        probabilities = torch.ones_like(variances)
+    probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+    if probabilities.shape != variances.shape or not bool((probabilities >= 0).all()):
+        raise ValueError("probabilities must be non-negative, one for each variance.")
+    return variances, probabilities / probabilities.sum()
+
+
+def gain_quadrature(low: float, high: float, points: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss–Legendre quadrature over a gain that is uniform between `low` and `high`.
+
+    Raises:
+        ValueError: gains that are not positive, or not in order.
+    """
+    check_positive(low, "low")
+    check_count(points, "points")
+    if high <= low:
+        raise ValueError(f"high must exceed low = {low}; got {high}.")
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    return low + (high - low) * (torch.from_numpy(nodes) + 1) / 2, torch.from_numpy(weights) / 2
+
+
 class ScaleMixtureDenoiser:
     """Gaussian entries whose variance is one of several, the same for the whole matrix: an unknown gain.
 
@@ -35,15 +66,7 @@ class ScaleMixtureDenoiser:
     def __init__(
         self, variances: Tensor, probabilities: Tensor | None = None, evidence: Evidence | None = None
     ) -> None:
-        self.variances = torch.as_tensor(variances, dtype=torch.float64)
-        if self.variances.ndim != 1 or not bool((self.variances > 0).all()):
-            raise ValueError("variances must be a vector of positive numbers.")
-        if probabilities is None:
-            probabilities = torch.full_like(self.variances, 1 / len(self.variances))
-        self.probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
-        if self.probabilities.shape != self.variances.shape or not bool((self.probabilities >= 0).all()):
-            raise ValueError("probabilities must be non-negative, one for each variance.")
-        self.probabilities = self.probabilities / self.probabilities.sum()
+        self.variances, self.probabilities = mixture(variances, probabilities)
         self.evidence = evidence
 
     @classmethod
@@ -55,13 +78,8 @@ class ScaleMixtureDenoiser:
         Raises:
             ValueError: gains that are not positive, or not in order.
         """
-        check_positive(low, "low")
-        check_count(points, "points")
-        if high <= low:
-            raise ValueError(f"high must exceed low = {low}; got {high}.")
-        nodes, weights = np.polynomial.legendre.leggauss(points)
-        gains = low + (high - low) * (torch.from_numpy(nodes) + 1) / 2
-        return cls(gains.square(), torch.from_numpy(weights), evidence)
+        gains, weights = gain_quadrature(low, high, points)
+        return cls(gains.square(), weights, evidence)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[J | J_s = x], shape (..., post, pre)."""
@@ -109,8 +127,61 @@ class SpikeAndSlabDenoiser:
 
     def existence(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Probability that each connection exists, given J_s = x; shape (..., post, pre)."""
+        return torch.sigmoid(self.log_odds(x, sigma))
+
+    def log_odds(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logarithm of the odds that each connection exists, given J_s = x; shape (..., post, pre)."""
         x = x.double()
         s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
         odds = math.log(self.density) - (math.log1p(-self.density) if self.density < 1 else -math.inf)
         total = self.variance + s2
-        return torch.sigmoid(odds - 0.5 * (total / s2).log() + 0.5 * x.square() * (1 / s2 - 1 / total))
+        return odds - 0.5 * (total / s2).log() + 0.5 * x.square() * (1 / s2 - 1 / total)
+
+
+class SpikeAndSlabMixtureDenoiser:
+    """Sparse weights of unknown gain: the slab's variance is one of several, the same for the whole matrix.
+
+    Given the variance v_k entries are independent, and with π for the density and N(·; v) for the normal density,
+
+        p(k | W_s) ∝ p_k Π_ij [π N(x_ij; v_k + s²) + (1 − π) N(x_ij; s²)],    D = Σ_k p(k | W_s) D_k.
+
+    Args:
+        density: probability π of a connection, below 1 (at 1 it is `ScaleMixtureDenoiser`).
+        variances: v_k of the connections that exist, shape (component,).
+        probabilities: p_k, shape (component,); by default equal.
+
+    Raises:
+        ValueError: density, variances or probabilities out of range.
+    """
+
+    def __init__(self, density: float, variances: Tensor, probabilities: Tensor | None = None) -> None:
+        if not 0 < density < 1:
+            raise ValueError(f"density must lie in (0, 1); got {density}.")
+        self.density = density
+        self.variances, self.probabilities = mixture(variances, probabilities)
+
+    @classmethod
+    def of_gains(cls, low: float, high: float, density: float, points: int = 32) -> SpikeAndSlabMixtureDenoiser:
+        """Gain uniform between `low` and `high`, in units of g_rms; connections have the variance gain²/density.
+
+        Raises:
+            ValueError: gains that are not positive or not in order, or a density out of range.
+        """
+        gains, weights = gain_quadrature(low, high, points)
+        return cls(density, gains.square() / density, weights)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[J | J_s = x], shape (..., post, pre). One component is in memory at a time."""
+        x = x.double()
+        s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+        mean = torch.zeros_like(x)
+        log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
+        for v, p in zip(self.variances.tolist(), self.probabilities.tolist(), strict=True):
+            if p == 0:
+                continue
+            log_odds = SpikeAndSlabDenoiser(self.density, v).log_odds(x, sigma)
+            log_weight = math.log(p) + torch.nn.functional.softplus(log_odds).sum((-1, -2))  # up to Π (1 − π) N(x; s²)
+            log_total = torch.logaddexp(log_total, log_weight)
+            share = (log_weight - log_total).exp()[..., None, None]
+            mean += share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)
+        return mean

@@ -3,18 +3,32 @@
 Forward, W_s = W + s ε adds noise; backward, its probability flow is dW/ds = (W_s − D(W_s; s))/s, along which the law of
 W_s is the same as of the noising process. D(·; 0) is the identity, so that all samplers end with a denoised matrix.
 
+    multistep  third order: exact for a Gaussian, see below; one evaluation a step
     heun       second order: the slope is averaged over the step's two ends; two evaluations a step
     dpmpp_2m   second order: D is extrapolated in log s from the step before; one evaluation a step
     sde        the same with fresh noise at each step, which forgets the errors of earlier ones
 
-With 32 steps from 80 to 0.002 the variance of draws of N(0, 1) is 2.6, 2.8 and 7 % too large, and a quarter of that
-with every doubling of the steps.
+Multistep splits off the Gaussian that comes nearest to the prior, N(0, v) iid, as EDM's preconditioning does:
+
+    D = v/(s² + v) W_s + s√v/√(s² + v) F,    y = W_s/√(s² + v),    θ = arctan(s/√v)    ⇒    dy/dθ = −F.
+
+F is 0 where the prior is that Gaussian. It is extrapolated as the polynomial in log s through its last three values,
+Σ_k ℓ_k(log s) F_k, so that the step is y_t = y_s + Σ_k F_k ∫ ℓ_k(log s) dθ. The first two steps have fewer values and
+lower order; from σ_max = 80 they turn θ by less than 0.01.
+
+After 64 evaluations the mean square of draws is off by less than 0.2 % (heun: 1–3 %), after 32 by less than 1 % (heun:
+6–13 %): for an unknown gain, for sparse weights, and for one of 200 rank-two matrices in a Gaussian background. There
+the distance from a converged flow at 32 evaluations, r.m.s. in J units, is 0.002, 0.010 and 0.028; of heun, 0.06, 0.06
+and 0.09; of dpmpp_2m, 0.007, 0.007 and 0.08. Of 2000 draws the norms are then as far from fresh ones as those are from
+each other.
 
 References:
     Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),
     algorithm 1, https://arxiv.org/abs/2206.00364
     DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models (Lu, Zhou, Bao, Chen, Li, Zhu,
     2022), algorithm 2 and section 5, https://arxiv.org/abs/2211.01095
+    Simplifying, stabilizing and scaling continuous-time consistency models (Lu, Song, 2024), the angle θ,
+    https://arxiv.org/abs/2410.11081
 """
 
 from __future__ import annotations
@@ -23,23 +37,28 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
 from neurosde.models.edm import Denoiser, noise_levels
+from neurosde.validation import check_positive
 
-Method = Literal["heun", "dpmpp_2m", "sde"]
+Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
+STEPS = 64
+ORDER = 3  # of the multistep method, once it has as many values
 
 
 def sample(
     denoise: Denoiser,
     shape: Sequence[int],
     *,
-    method: Method = "heun",
+    method: Method = "multistep",
     sigmas: Tensor | None = None,
     start: Tensor | None = None,
+    prior_variance: float = 1.0,
     generator: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -50,8 +69,9 @@ def sample(
         denoise: E[W | W_s], see `Denoiser`.
         shape: of the draws, (..., post, pre).
         method: the sampler.
-        sigmas: noise levels, falling, the last one 0; shape (steps + 1,). By default 32 steps from 80.
+        sigmas: noise levels, falling, the last one 0; shape (steps + 1,). By default 64 steps from 80.
         start: W_s at the first level instead of pure noise, shape `shape`.
+        prior_variance: v, mean square of an entry, which the multistep method integrates exactly; 1 in J units.
         generator: seed or generator, on the device of the draws.
         device: of the draws; by default that of the generator or of `start`, or the CPU.
         progress: show a progress bar, on a terminal.
@@ -60,12 +80,16 @@ def sample(
         Draws in float64, shape `shape`.
 
     Raises:
-        ValueError: an unknown method, or levels that do not fall to 0.
+        ValueError: an unknown method, levels that do not fall to 0, or a prior variance that is not positive, or that
+            is given to a method that makes no use of it.
         FloatingPointError: the denoiser returned NaN or infinite values.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}; got {method!r}.")
-    levels = noise_levels(32) if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64)
+    check_positive(prior_variance, "prior_variance")
+    if prior_variance != 1 and method != "multistep":
+        raise ValueError(f"prior_variance is for method='multistep'; got {prior_variance} with {method!r}.")
+    levels = noise_levels(STEPS) if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64)
     falling = levels.ndim == 1 and len(levels) >= 2 and bool((levels[1:] < levels[:-1]).all())
     if not falling or float(levels[-1]) != 0 or not bool(levels.isfinite().all()):
         raise ValueError("sigmas must be finite, strictly falling, and end with 0; use neurosde.models.noise_levels.")
@@ -80,7 +104,12 @@ def sample(
     x = levels[0] * normal() if start is None else start.double()
     if x.shape != torch.Size(shape):
         raise ValueError(f"start must have the shape of the draws, {tuple(shape)}; got {tuple(x.shape)}.")
-    step = {"heun": _heun, "dpmpp_2m": _dpmpp, "sde": _dpmpp}[method](denoise, normal if method == "sde" else None)
+    if method == "multistep":
+        step = _multistep(denoise, prior_variance)
+    elif method == "heun":
+        step = _heun(denoise)
+    else:
+        step = _dpmpp(denoise, normal if method == "sde" else None)
     with torch.no_grad():
         for s, t in tqdm(
             list(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)),
@@ -96,7 +125,34 @@ def sample(
 Step = Callable[[Tensor, float, float], Tensor]
 
 
-def _heun(denoise: Denoiser, _: object) -> Step:
+def _multistep(denoise: Denoiser, v: float, order: int = ORDER) -> Step:
+    """Exact where F is a polynomial in log s through its last values, so for N(0, v) at any steps."""
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    points: list[float] = []  # log s of the last evaluations, the latest first
+    values: list[Tensor] = []  # F there
+
+    def step(x: Tensor, s: float, t: float) -> Tensor:
+        mean = _denoised(denoise, x, s)
+        if t == 0:
+            return mean
+        total = s**2 + v
+        points.insert(0, math.log(s))
+        values.insert(0, (mean - v / total * x) * math.sqrt(total / v) / s)
+        del points[order:], values[order:]
+        half = math.log(s / t) / 2
+        along = math.log(s) - half * (1 + nodes)  # log s on the step
+        angle = half * weights / (2 * np.cosh(along - math.log(v) / 2))  # dθ = d(log s)/(s/√v + √v/s)
+        y = x / math.sqrt(total)
+        for k, (point, value) in enumerate(zip(points, values, strict=True)):
+            others = np.array([p for j, p in enumerate(points) if j != k])
+            lagrange = np.prod((along[:, None] - others) / (point - others), axis=1)
+            y = y + float(angle @ lagrange) * value
+        return math.sqrt(t**2 + v) * y
+
+    return step
+
+
+def _heun(denoise: Denoiser) -> Step:
     def step(x: Tensor, s: float, t: float) -> Tensor:
         slope = (x - _denoised(denoise, x, s)) / s
         ahead = x + (t - s) * slope

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
 from torch.distributions import MultivariateNormal, Normal
@@ -121,9 +122,9 @@ def test_a_quadrature_over_gains_converges():
     rounded(*means, 1e-9)
 
 
-def error_of(method, steps, v=1.0):
+def error_of(method, steps, v=1.0, sigma_max=10.0):
     """Error of the probability flow of N(0, v), which multiplies by √((v + t²)/(v + s²))."""
-    levels = noise_levels(steps, 10.0, 0.05)[:-1]
+    levels = noise_levels(steps, sigma_max, 0.05)[:-1]
     start = torch.full((1, 1), 3.0, dtype=D)
     end = []
     denoise = ScaleMixtureDenoiser(torch.tensor([v]))
@@ -134,7 +135,7 @@ def error_of(method, steps, v=1.0):
 
     sample(until, (1, 1), method=method, sigmas=torch.cat([levels, levels.new_zeros(1)]), start=start)
     x = next(x for s, x in reversed(end) if s == float(levels[-1]))
-    return abs(float(x) / (3 * math.sqrt((v + 0.05**2) / (v + 100.0))) - 1)
+    return abs(float(x) / (3 * math.sqrt((v + 0.05**2) / (v + sigma_max**2))) - 1)
 
 
 @pytest.mark.parametrize("method", ["heun", "dpmpp_2m"])
@@ -144,7 +145,42 @@ def test_deterministic_samplers_are_of_second_order(method):
     assert -2.2 < slope < -1.8
 
 
-@pytest.mark.parametrize("method", ["heun", "dpmpp_2m", "sde"])
+@pytest.mark.parametrize("v", [0.5, 3.0])
+def test_the_multistep_sampler_is_of_third_order(v):
+    """For another variance than it takes for granted; one step each of first and second order at s ≈ 80 is little."""
+    steps = np.array([64, 128, 256, 512])
+    slope = np.polyfit(np.log(steps), np.log([error_of("multistep", int(n), v, 80.0) for n in steps]), 1)[0]
+    assert -3.1 < slope < -2.7
+
+
+@pytest.mark.parametrize("v", [1.0, 0.3])
+def test_the_multistep_sampler_is_exact_for_its_gaussian(v):
+    levels, start = noise_levels(4, 80.0, 0.01), 80 * torch.randn(50, 3, 3, dtype=D)
+    denoise = ScaleMixtureDenoiser(torch.tensor([v], dtype=D))
+    drawn = sample(denoise, start.shape, sigmas=levels, start=start, prior_variance=v)
+    flow = math.sqrt((v + 0.01**2) / (v + 80.0**2)) * start
+    rounded(drawn, v / (v + 0.01**2) * flow)
+
+
+def test_the_multistep_sampler_is_exact_where_the_network_is_quadratic_in_log_sigma():
+    """F = a + bu + cu², u = log s, against adaptive quadrature of dy/dθ = −F after the first two steps."""
+    levels = noise_levels(12)
+    x, start = [], 80 * torch.randn(4, 4, dtype=D)
+
+    def f(s):
+        return 0.7 - 0.3 * math.log(s) + 0.2 * math.log(s) ** 2
+
+    def denoise(W, s):
+        x.append(W)
+        return W / (1 + s**2) + s / (1 + s**2).sqrt() * f(float(s))
+
+    sample(denoise, (4, 4), sigmas=levels, start=start)
+    s, t = float(levels[2]), float(levels[-2])
+    integral = scipy.integrate.quad(lambda u: f(math.exp(u)) / (2 * math.cosh(u)), math.log(t), math.log(s))[0]
+    rounded(x[-1] / math.sqrt(1 + t**2), x[2] / math.sqrt(1 + s**2) + integral)
+
+
+@pytest.mark.parametrize("method", ["multistep", "heun", "dpmpp_2m", "sde"])
 def test_samplers_draw_what_the_denoiser_knows(method):
     """The best classifier on one number errs in (1 − KS)/2 of the cases: below 0.52 right is KS < 0.04."""
     N, count = 5, 6000
@@ -156,7 +192,7 @@ def test_samplers_draw_what_the_denoiser_knows(method):
         assert scipy.stats.ks_2samp(statistic(drawn), statistic(fresh)).statistic < 0.04
 
 
-@pytest.mark.parametrize("method", ["heun", "dpmpp_2m", "sde"])
+@pytest.mark.parametrize("method", ["multistep", "heun", "dpmpp_2m", "sde"])
 def test_samplers_draw_the_exact_posterior(method):
     N, count = 4, 4000
     precision, cross = evidence_of(N)
@@ -172,7 +208,7 @@ def test_samplers_draw_the_exact_posterior(method):
 
 def test_sparse_draws_are_sparse():
     """Exact zeros are beyond any sampler that ends at a finite noise: what is below it is counted as none."""
-    drawn = sample(SpikeAndSlabDenoiser(0.2, 5.0), (500, 10, 10), sigmas=noise_levels(64), generator=0)
+    drawn = sample(SpikeAndSlabDenoiser(0.2, 5.0), (500, 10, 10), generator=0)
     found = float((drawn.abs() > 0.02).double().mean())
     beyond = 0.2 * 2 * scipy.stats.norm.sf(0.02 / math.sqrt(5.0))
     assert abs(found - beyond) < 4 * math.sqrt(0.2 * 0.8 / drawn.numel())
@@ -234,6 +270,8 @@ def test_levels():
         (lambda: ScaleMixtureDenoiser.of_gains(2.0, 1.0), "must exceed low"),
         (lambda: SpikeAndSlabDenoiser(0.0, 1.0), r"lie in \(0, 1\]; got 0"),
         (lambda: sample(lambda x, s: x, (2, 2), method="euler"), "method must be one of"),
+        (lambda: sample(lambda x, s: x, (2, 2), prior_variance=0.0), "prior_variance must be"),
+        (lambda: sample(lambda x, s: x, (2, 2), method="heun", prior_variance=2.0), "multistep'; got 2.0 with 'heun'"),
         (lambda: sample(lambda x, s: x, (2, 2), sigmas=torch.tensor([1.0, 2.0, 0.0])), "strictly falling"),
         (lambda: sample(lambda x, s: x, (2, 2), sigmas=torch.tensor([2.0, 1.0])), "end with 0"),
         (lambda: sample(lambda x, s: x, (2, 2), start=torch.zeros(3, 3)), r"\(2, 2\); got \(3, 3\)"),
