@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def run(options: Namespace) -> int:
     final = options.out / "prior.safetensors"
     before = final.exists()
     prior = train_prior(config, options.out, from_options(TrainingRun, options))
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes speaks
+        return 0
     count = sum(parameter.numel() for parameter in prior.network.parameters())
     done = "is trained already" if before else "trained"
     print(f"{final}: {done}, {config.steps} steps, {count} parameters, N = {', '.join(map(str, prior.config.sizes))}")
