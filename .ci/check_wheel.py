@@ -16,6 +16,7 @@ expected = {f for f in tracked if f.startswith("neurosde/") and f.endswith(suffi
 expected |= {
     f"neurosde/{f}" for f in tracked if f.startswith(("datasets/", "models/")) and f.endswith((".py", ".toml"))
 }
+expected |= {f"neurosde/{f}" for f in tracked if f.startswith("models/pretrained/")}
 found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 if found != expected:
     sys.exit(f"wheel: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}")
