@@ -100,7 +100,7 @@ class DiffusionPrior:
         *,
         family: str | None = None,
         steps: int = 32,
-        method: Method = "heun",
+        method: Method = "multistep",
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Tensor:

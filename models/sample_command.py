@@ -27,7 +27,7 @@ class PriorSampling:
     N: int = field(default=50, metadata={"help": "neurons", "flags": ("--N",)})
     family: str | None = field(default=None, metadata={"help": "ensemble, for a prior of several (default: any)"})
     steps: int = field(default=32, metadata={"help": "noise levels"})
-    method: Method = field(default="heun", metadata={"help": "sampler"})
+    method: Method = field(default="multistep", metadata={"help": "sampler"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
     def __post_init__(self) -> None:

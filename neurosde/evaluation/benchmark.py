@@ -19,7 +19,13 @@ import xarray as xr
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
-from neurosde.evaluation import denoising_benchmark, engine_calibration, loader_benchmark, simulation_benchmark
+from neurosde.evaluation import (
+    denoising_benchmark,
+    engine_calibration,
+    loader_benchmark,
+    sampling_benchmark,
+    simulation_benchmark,
+)
 from neurosde.evaluation.engine_calibration import EngineCalibration
 from neurosde.evaluation.loader_benchmark import LoaderBenchmark
 from neurosde.evaluation.recovery import recovery
@@ -148,6 +154,8 @@ def add_arguments(parser: OptionParser) -> None:
     sub.set_defaults(run=loader_benchmark.run)
     sub = kinds.add_parser("denoising", help="a trained prior beside the best denoiser there is, where that is known")
     denoising_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("sampling", help="cost of drawing weights from a trained prior")
+    sampling_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
