@@ -2,7 +2,7 @@
 
     python examples/03_train_prior.py
 
-trains for about a minute on a CPU, where an interrupted training is gone on with, and prints something like (the priors that come with neurosde were trained longer, and keep the signs)
+trains for about a minute on a CPU, where an interrupted training is gone on with, and prints something like
 
     columns of one sign: 92.7 % of drawn neurons, 100.0 % of fresh ones
     spectral radius: 2.02 ± 0.70 drawn, 2.03 ± 0.77 fresh
