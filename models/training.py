@@ -63,9 +63,13 @@ class PriorModule(pl.LightningModule):
         self.log("loss", loss.float(), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
-        """Move the running average on; look at the loss whenever it is logged."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Move the weights on, and their average with them: states are saved before `on_train_batch_end`."""
+        super().optimizer_step(*arguments, **options)
         self.average.update_parameters(self.network)
+
+    def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
+        """Look at the loss whenever it is logged."""
         trainer: Any = self.trainer
         if self.global_step % trainer.log_every_n_steps == 0:
             self._check_finite(outputs["loss"])

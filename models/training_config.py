@@ -74,7 +74,7 @@ class PriorTraining:
         """Return the configuration as plain values."""
         plain = asdict(self)
         plain["ensembles"] = [plain_parameters(kind) for kind in self.ensembles]
-        plain["dataset"] = [str(path) for path in self.dataset]
+        plain["dataset"], plain["sizes"] = [str(path) for path in self.dataset], list(self.sizes)
         return plain
 
 
