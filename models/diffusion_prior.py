@@ -15,22 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from neurosde._version import __version__
 from neurosde.brownian import as_generator
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
-from neurosde.models.edm import SIGMA_MIN, Evidence, fold, noise_levels
+from neurosde.models.edm import SIGMA_MIN, noise_levels
+from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
-from neurosde.provenance import git_commit, whole_file
+from neurosde.models.tensor_files import read_tensors, write_tensors
+from neurosde.provenance import git_commit
 from neurosde.validation import check_count
 
 FORMAT, FORMAT_VERSION = "neurosde-prior", "1"
 PRETRAINED = Path(__file__).parent / "pretrained"
-# Matrix entries given to the network at a time: what fits a CPU's caches, or a small GPU.
-_CHUNK = {"cpu": 10_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True)
@@ -161,47 +159,8 @@ class DiffusionPrior:
         }
         state = self.network.state_dict()
         tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, header)
+        write_tensors(path, tensors, header)
         return path
-
-
-class NetworkDenoiser:
-    """E[J | J_s] by a pair network, in the interface of `neurosde.models.edm.Denoiser`.
-
-    Args:
-        network: the pair network.
-        family: 1 + index of the ensemble, 0 where it is open.
-    """
-
-    def __init__(self, network: PairNetwork, family: int = 0) -> None:
-        self.network = network
-        self.family = family
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return E[J | J_s = x], shape (..., post, pre), float64."""
-        N = x.shape[-1]
-        matrices = x.reshape(-1, N, N)
-        levels = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[:-2]).reshape(-1)
-        size = max(1, _CHUNK.get(x.device.type, _CHUNK["cpu"]) // N**2)
-        try:
-            parts = [self._some(*some) for some in zip(matrices.split(size), levels.split(size), strict=True)]
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"the GPU is too small for matrices of {N} x {N}; sample on the CPU instead.") from error
-        return torch.cat(parts).view(x.shape)
-
-    def _some(self, x: Tensor, sigma: Tensor) -> Tensor:
-        folded = fold(x, sigma, Evidence.none(x.shape[-1], x.device))
-        family = torch.full((len(x),), self.family, device=x.device)
-        F = evaluate_network(self.network, folded, sigma, family)
-        return folded.posterior_mean + folded.scaled(F)
-
-
-def evaluate_network(network: torch.nn.Module, folded: Any, sigma: Tensor, family: Tensor | None) -> Tensor:
-    """F for what has been folded, float64: the network itself computes in its own dtype."""
-    dtype = next(network.parameters()).dtype
-    z, u = folded.network_input.to(dtype), folded.whitened_mean.to(dtype)
-    return network(z, u, sigma.log().to(dtype), family).double()
 
 
 def pretrained_names() -> list[str]:
@@ -218,37 +177,38 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Diffusio
 
     Raises:
         FileNotFoundError: no such file, and no prior of that name.
-        ValueError: not a prior, or one of another format version.
+        ValueError: not a prior, or one of another format version; no such device.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "prior.safetensors"
     if not file.exists():
+        if file.with_name("state.safetensors").exists():
+            raise FileNotFoundError(f"{path} is not trained yet; go on with neurosde train prior.")
         file = PRETRAINED / f"{path}.safetensors"
-    if not file.exists():
-        raise FileNotFoundError(f"{path} is neither a file nor one of the priors {pretrained_names()} of neurosde.")
-    try:
-        with safe_open(file, "pt") as stored:
-            header = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file, or is damaged ({error}).") from error
+        if not file.exists():
+            raise FileNotFoundError(f"{path} is neither a file nor one of the priors {pretrained_names()} of neurosde.")
+    header, tensors = read_tensors(file)
     if header.get("format") != FORMAT:
         raise ValueError(f"{file} is not a prior of neurosde; write one with neurosde train prior.")
-    if header["format_version"] != FORMAT_VERSION:
+    if header.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{file} has the format version {header['format_version']}, written by neurosde "
-            f"{header['neurosde_version']}; this neurosde ({__version__}) reads version {FORMAT_VERSION}. Use that "
-            "neurosde, or train the prior again."
+            f"{file} has the format version {header.get('format_version')}, of neurosde "
+            f"{header.get('neurosde_version')}; neurosde {__version__} reads {FORMAT_VERSION}. Use that, or "
+            "train again."
         )
-    plain = json.loads(header["config"])
-    sizes = plain.pop("network")
-    network = PairNetwork(PairNetworkConfig(**(sizes | {"families": tuple(sizes["families"])})))
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
+        plain = json.loads(header["config"])
+        sizes = plain.pop("network")
+        network = PairNetwork(PairNetworkConfig(**(sizes | {"families": tuple(sizes["families"])})))
+        config = PriorConfig(network.config, **(plain | {"sizes": tuple(plain["sizes"])}))
+        network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} does not hold the network that its header describes ({error}).") from error
-    return DiffusionPrior(network.to(device), PriorConfig(network.config, **(plain | {"sizes": tuple(plain["sizes"])})))
+    try:
+        return DiffusionPrior(network.to(device), config)
+    except (RuntimeError, AssertionError) as error:  # of torch without CUDA
+        raise ValueError(f"device must be one of this machine, such as cpu; got {device} ({error}).") from error
 
 
 def _with_exact_zeros(J: Tensor) -> Tensor:

@@ -113,7 +113,15 @@ def train_prior(config: PriorTraining, out: str | Path, run: TrainingRun | None 
             plugins=[SafeTensorsIO(config.contents())],
             callbacks=[_States(state, run.checkpoint_minutes), _Stop(interrupted)],
         )
-        trainer.fit(module, _Data(module.data), ckpt_path=str(state) if state.exists() else None)
+        try:
+            trainer.fit(module, _Data(module.data), ckpt_path=str(state) if state.exists() else None)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"the GPU is too small for a step; lower --batch-entries (now {config.batch_entries}), or "
+                f"--checkpoint-above (now {config.checkpoint_above}) to below N."
+            ) from error
+        except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from error
     prior = module.prior()
     if interrupted.is_set():
         raise KeyboardInterrupt

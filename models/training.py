@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from neurosde.models.denoiser import PRESETS, PairNetwork
-from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, evaluate_network
+from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
 from neurosde.models.edm import SIGMA_MIN, Evidence, fold
+from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training_config import PriorTraining
 from neurosde.models.training_data import training_data
 
@@ -53,24 +54,29 @@ class PriorModule(pl.LightningModule):
         """Loss of a batch."""
         step = int(batch["step"])
         generator = self._generator(1, step, self.global_rank)
-        try:
-            J, family = self.data.matrices(batch, generator)
-            if family is not None:
-                told = torch.rand(family.shape, generator=generator, device=J.device) >= self.config.family_dropout
-                family = torch.where(told, family, 0)
-            sigma = training_sigmas(len(J), self.config.sigma_max, generator)
-            loss = denoising_loss(self.network, J, sigma, family, generator).mean()
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(
-                f"the GPU is too small for a step; lower --batch-entries (now {self.config.batch_entries}), or "
-                f"--checkpoint-above (now {self.config.checkpoint_above}) to below N."
-            ) from error
+        J, family = self.data.matrices(batch, generator)
+        if family is not None:
+            told = torch.rand(family.shape, generator=generator, device=J.device) >= self.config.family_dropout
+            family = torch.where(told, family, 0)
+        sigma = training_sigmas(len(J), self.config.sigma_max, generator)
+        loss = denoising_loss(self.network, J, sigma, family, generator).mean()
         self.log("loss", loss.float(), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Move the running average on."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Move the weights on, and their average with them: states are saved before `on_train_batch_end`."""
+        super().optimizer_step(*arguments, **options)
         self.average.update_parameters(self.network)
+
+    def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
+        """Look at the loss whenever it is logged."""
+        trainer: Any = self.trainer
+        if self.global_step % trainer.log_every_n_steps == 0:
+            self._check_finite(outputs["loss"])
+
+    def on_save_checkpoint(self, _: dict[str, Any]) -> None:
+        """Keep a training that diverged out of its state."""
+        self._check_finite(*self.network.parameters())
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of the running average on held-out matrices, at fixed noise levels."""
@@ -96,12 +102,20 @@ class PriorModule(pl.LightningModule):
     def prior(self) -> DiffusionPrior:
         """Return the prior as it is trained so far: the running average."""
         config = PriorConfig(
-            self.network.config, self.data.gain_rms, self.data.sizes, self.config.sigma_max, self.data.sparse,
-            self.config.contents() | {"steps_done": self.global_step},
+            self.network.config, self.data.gain_rms, tuple(dict.fromkeys(self.data.sizes)), self.config.sigma_max,
+            self.data.sparse, self.config.contents() | {"steps_done": self.global_step},
         )  # fmt: skip
         network = PairNetwork(config.network)
         network.load_state_dict(self.average.module.state_dict())
         return DiffusionPrior(network, config)
+
+    def _check_finite(self, *tensors: Tensor) -> None:
+        # Once a loss is not finite the weights and all further losses are not: to look at times is enough.
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise FloatingPointError(
+                f"the loss is not finite at or shortly before step {self.global_step}; lower --learning-rate (now "
+                f"{self.config.learning_rate:g}), or lengthen --warmup, and start anew with another --out."
+            )
 
     def _generator(self, *key: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.config.seed, *key)).generate_state(1, np.uint64)[0]

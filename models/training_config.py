@@ -52,7 +52,7 @@ class PriorTraining:
         check_count(self.seed, "seed", 0)
         check_positive(self.learning_rate, "learning_rate")
         for name in ("ema", "family_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+            if check_positive(getattr(self, name), name, zero_ok=True) >= 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
         if check_positive(self.sigma_max, "sigma_max") <= SIGMA_MIN:
             raise ValueError(f"sigma_max must exceed {SIGMA_MIN}; got {self.sigma_max}.")
@@ -74,7 +74,7 @@ class PriorTraining:
         """Return the configuration as plain values."""
         plain = asdict(self)
         plain["ensembles"] = [plain_parameters(kind) for kind in self.ensembles]
-        plain["dataset"] = [str(path) for path in self.dataset]
+        plain["dataset"], plain["sizes"] = [str(path) for path in self.dataset], list(self.sizes)
         return plain
 
 
@@ -92,15 +92,23 @@ def read_training(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
+        TypeError: a field that should be a list is none.
         ValueError: not TOML, or a name that a training does not have.
     """
     try:
         plain = tomllib.loads(Path(path).read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from error
     known = {item.name for item in fields(PriorTraining)}
     if unknown := sorted(plain.keys() - known):
         raise ValueError(f"{path}: a training has the fields {sorted(known)}; got {unknown}.")
+    for name in plain.keys() & {"dataset", "sizes", "ensembles"}:
+        if not isinstance(plain[name], list):
+            raise TypeError(f"{path}: {name} must be a list; got {plain[name]!r}.")
+    if not all(isinstance(kind, dict) and "name" in kind for kind in plain.get("ensembles", [])):
+        raise ValueError(f"{path}: each of the ensembles must be a table [[ensembles]] with a name.")
     if "ensembles" in plain:
-        plain["ensembles"] = tuple(make_ensemble(**parameters) for parameters in plain["ensembles"])
+        plain["ensembles"] = [make_ensemble(**parameters) for parameters in plain["ensembles"]]
+    if "dataset" in plain:
+        plain["dataset"] = [Path(cube) for cube in plain["dataset"]]
     return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

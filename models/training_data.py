@@ -109,15 +109,23 @@ class CubeMatrices(TrainingData):
         super().__init__(config)
         cubes = [CubeDataset(path, ("weights",), split="train", units="J") for path in config.dataset]
         self.sizes = tuple(cube.experiment.neurons for cube in cubes)
+        self._networks = tuple(len(cube) for cube in cubes)
         scales = [float(cube.scale or math.nan) * math.sqrt(N) for cube, N in zip(cubes, self.sizes, strict=True)]
         self.gain_rms = math.sqrt(float(np.mean(np.square(scales))))
         self.sparse = any(bool((cube[0]["weights"] == 0).any()) for cube in cubes)
+        cubes += [CubeDataset(path, ("weights",), split="validation") for path in config.dataset]  # before any work
         for cube in cubes:
             cube.close()
 
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
         """Weights of one cube per step."""
         c, order = self.config, self.order()
+        for path, N, count in zip(c.dataset, self.sizes, self._networks, strict=True):
+            if count < (needed := world_size * self.batch_size(N, world_size)):
+                raise ValueError(
+                    f"{path} has {count} networks for training, fewer than the {needed} of one batch; lower "
+                    "batch_entries, or build more networks."
+                )
         loaders = [
             loader(
                 path, ("weights",), batch_size=self.batch_size(N, world_size), split="train", shuffle=True,
@@ -149,18 +157,13 @@ def training_data(config: PriorTraining) -> TrainingData:
 
     Raises:
         FileNotFoundError: a cube is not there.
-        ValueError: a file is no cube, or has no networks for training.
+        ValueError: a file is no cube, or has no networks for training or for validation.
     """
     return CubeMatrices(config) if config.dataset else DrawnMatrices(config)
 
 
 def _endless(one: CubeLoader, given: int) -> Iterator[dict[str, Tensor]]:
     """Batches of one epoch after the other, the first `given` of them left out."""
-    if not len(one):
-        raise ValueError(
-            f"{one.cube.path} has {len(one.cube)} networks for training, fewer than one batch; lower batch_entries, or "
-            "build more networks."
-        )
     one.load_state_dict(one.state_dict() | {"epoch": given // len(one), "batch": given % len(one)})
     while True:
         yield from one

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import CheckpointIO
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from neurosde.provenance import config_json, whole_file
+from neurosde.models.tensor_files import read_tensors, write_tensors
+from neurosde.provenance import config_json
 
 FORMAT, FORMAT_VERSION = "neurosde-training", "1"
 
@@ -37,8 +36,7 @@ class SafeTensorsIO(CheckpointIO):
         header = {
             "format": FORMAT, "format_version": FORMAT_VERSION, "config": self.config, "state": json.dumps(plain)
         }  # fmt: skip
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, header)
+        write_tensors(path, tensors, header)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a state.
@@ -47,11 +45,9 @@ class SafeTensorsIO(CheckpointIO):
             ValueError: no state, of another version, or of another training.
         """
         try:
-            with safe_open(path, "pt") as stored:
-                header = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it to start anew.") from error
+            header, tensors = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete it to start anew.") from error
         if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"{path} is not the state of a training, or one of another version; choose another --out.")
         check_same_training(header["config"], self.config, path)

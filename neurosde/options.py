@@ -18,6 +18,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from neurosde.julia.locate import JuliaError
 
+_MENDABLE = (
+    ValueError, TypeError, OSError, OverflowError, FloatingPointError, MemoryError, ImportError, JuliaError
+)  # fmt: skip
+
 
 class OptionParser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line."""
@@ -58,7 +62,7 @@ def run_safely(command: Callable[[argparse.Namespace], int], options: argparse.N
             warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             return command(options)
-    except (ValueError, TypeError, OSError, OverflowError, MemoryError, ImportError, JuliaError) as error:
+    except _MENDABLE as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -106,4 +106,5 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise explained(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no such folder, which the error above explains
+            temporary.unlink(missing_ok=True)
