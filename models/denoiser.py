@@ -116,23 +116,25 @@ class PairNetwork(nn.Module):
         """
         N = z.shape[-1]
         far = u.clamp(-_FARTHEST, _FARTHEST)
-        entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=-1)
+        entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=1)
         condition = self.condition(torch.cat([_sigma_features(log_sigma), _size_feature(N, log_sigma)], dim=-1))
         if self.family is not None:
             untold = torch.zeros(len(z), dtype=torch.long, device=z.device)
             condition = condition + self.family(untold if family is None else family)
-        P, H = self.pairs(entries), self.nodes(_node_features(z))
+        first, activation, second = self.pairs
+        P, H = _linear(second, activation(_linear(first, entries))).to(z.dtype), self.nodes(_node_features(z))
         for block in self.blocks:
             if self.checkpoint_above < N and torch.is_grad_enabled():
                 P, H = checkpoint(block, P, H, condition, use_reentrant=False)
             else:
                 P, H = block(P, H, condition)
-        constant, near, scale = self.output(functional.silu(self.hidden(self.norm(P, condition)))).unbind(-1)
+        hidden = functional.silu(_linear(self.hidden, self.norm(P, condition)))
+        constant, near, scale = _linear(self.output, hidden).unbind(1)
         return constant + near * far + scale * z
 
 
 class _AdaptiveNorm(nn.Module):
-    """Layer norm whose scale and shift depend on the condition."""
+    """Layer norm over dimension 1, whose scale and shift depend on the condition."""
 
     def __init__(self, features: int, condition: int) -> None:
         super().__init__()
@@ -141,10 +143,11 @@ class _AdaptiveNorm(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulation(functional.silu(condition)).chunk(2, dim=-1)
-        shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
-        normed = functional.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(shift.view(shape).to(normed), normed, 1 + scale.view(shape))
+        modulation = self.modulation(functional.silu(condition))
+        scale, shift = modulation.view(len(x), -1, *(1,) * (x.ndim - 2)).to(x.dtype).chunk(2, dim=1)
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+        return torch.addcmul(shift, normed, 1 + scale).to(modulation.dtype)
 
 
 class _Block(nn.Module):
@@ -165,32 +168,42 @@ class _Block(nn.Module):
     def forward(self, P: Tensor, H: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.pair_norm(P, condition)
         K = self.paths.in_features
-        A, B, bias = self.factors(normed).split([K, K, self.heads], dim=-1)
-        H = H + self._nodes(normed, self.node_norm(H, condition), bias)
-        post, pre, loop = self.ends(H).chunk(3, dim=-1)
-        hidden = self.own(normed) + self.other(normed).transpose(1, 2) + self.paths(_products(A, B))
-        hidden = hidden + post.unsqueeze(2) + pre.unsqueeze(1)
-        hidden.diagonal(dim1=1, dim2=2).add_(loop.mT)
-        gate, value = hidden.chunk(2, dim=-1)
-        return P + self.update(functional.silu(gate) * value), H
+        A, B, bias = _linear(self.factors, normed).split([K, K, self.heads], dim=1)
+        H = H + self._nodes(normed, self.node_norm(H.mT, condition).mT, bias)
+        weight = torch.cat([self.own.weight, self.other.weight, self.paths.weight / math.sqrt(len(P[0, 0]))], dim=1)
+        hidden = _map(weight, torch.cat([normed, normed.mT.contiguous(), *_products(A, B)], dim=1))
+        post, pre, loop = self.ends(H).mT.chunk(3, dim=1)
+        hidden.add_(post.unsqueeze(3)).add_(pre.unsqueeze(2))
+        hidden.diagonal(dim1=2, dim2=3).add_(loop)
+        gate, value = hidden.chunk(2, dim=1)
+        return P + _linear(self.update, functional.silu(gate) * value), H
 
     def _nodes(self, pairs: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
-        rows, columns, loops = pairs.mean(2), pairs.mean(1), pairs.diagonal(dim1=1, dim2=2).mT
+        rows, columns, loops = pairs.mean(3).mT, pairs.mean(2).mT, pairs.diagonal(dim1=2, dim2=3).mT
         features = self.gather(torch.cat([rows, columns, loops, nodes], dim=-1))
         everything = torch.cat([rows.mean(1), loops.mean(1), nodes.mean(1)], dim=-1)
         features = features + self.overall(everything).unsqueeze(1)
         width = nodes.shape[-1]
         q, k, v, hidden = features.split([width, width, width, 2 * width], dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.permute(0, 3, 1, 2).to(q.dtype))
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.spread(torch.cat([attended.transpose(1, 2).flatten(2), functional.silu(hidden)], dim=-1))
 
 
-def _products(A: Tensor, B: Tensor) -> Tensor:
-    """AB, AᵀB and ABᵀ over √N, a third of the channels each; shape (batch, post, pre, channel)."""
-    A, B = (x.permute(0, 3, 1, 2) / len(x[0]) ** 0.25 for x in (A, B))
+def _products(A: Tensor, B: Tensor) -> list[Tensor]:
+    """AB, AᵀB and ABᵀ of a third of the channels each; shape (batch, channel, post, pre)."""
     (A0, A1, A2), (B0, B1, B2) = A.chunk(3, dim=1), B.chunk(3, dim=1)
-    return torch.cat([A0 @ B0, A1.mT @ B1, A2 @ B2.mT], dim=1).permute(0, 2, 3, 1)
+    return [A0 @ B0, A1.mT @ B1, A2 @ B2.mT]
+
+
+def _linear(layer: nn.Module, pairs: Tensor) -> Tensor:
+    """Apply nn.Linear to pairs, shape (batch, channel, post, pre)."""
+    weight, bias = layer.parameters()
+    return _map(weight, pairs).add_(bias.view(-1, 1, 1))
+
+
+def _map(weight: Tensor, pairs: Tensor) -> Tensor:
+    return torch.bmm(weight.expand(len(pairs), -1, -1), pairs.flatten(2)).unflatten(2, pairs.shape[2:])
 
 
 def _sigma_features(log_sigma: Tensor) -> Tensor:
