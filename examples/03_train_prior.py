@@ -50,13 +50,13 @@ axes = figure.subplots(1, 4)
 for axis, W, title in zip(axes, (drawn[0], fresh[0]), ("drawn", "fresh"), strict=False):
     order = W.mean(0).argsort(descending=True)  # excitatory neurons first
     limit = float(W.abs().max())
-    axis.imshow(W[order][:, order], cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axis.imshow(W[order][:, order].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set(title=title, xlabel="presynaptic", ylabel="postsynaptic")
 for W, colour, name in ((drawn, "#b2182b", "drawn"), (fresh, "#2166ac", "fresh")):
-    eigenvalues = torch.linalg.eigvals(W[:50]).flatten()
+    eigenvalues = torch.linalg.eigvals(W[:50]).flatten().numpy()
     axes[2].plot(eigenvalues.real, eigenvalues.imag, ".", color=colour, markersize=2, alpha=0.5, label=name)
     bins = np.linspace(-3, 3, 61)
-    axes[3].hist(W.flatten(), bins, histtype="step", density=True, color=colour, label=name)
+    axes[3].hist(W.flatten().numpy(), bins, histtype="step", density=True, color=colour, label=name)
 axes[2].set(title="eigenvalues", xlabel="real", ylabel="imaginary", aspect="equal")
 axes[3].set(title="weights", xlabel="weight", ylabel="density", yscale="log")
 axes[3].legend(frameon=False)

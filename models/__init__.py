@@ -2,6 +2,7 @@
 
 from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
+from neurosde.models.diffusion_prior import DiffusionPrior, load_prior, pretrained_names
 from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
@@ -13,6 +14,7 @@ from neurosde.models.samplers import sample
 __all__ = [
     "ClassifierFreeGuidance",
     "Denoiser",
+    "DiffusionPrior",
     "EmpiricalBayes",
     "Evidence",
     "GaussianPosterior",
@@ -27,8 +29,10 @@ __all__ = [
     "infer",
     "largest_sigma",
     "least_squares",
+    "load_prior",
     "noise_levels",
     "open_posterior",
+    "pretrained_names",
     "ridge",
     "sample",
     "save_posterior",

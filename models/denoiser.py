@@ -69,7 +69,7 @@ class PairNetworkConfig:
 
 PRESETS: dict[str, PairNetworkConfig] = {
     "tiny": PairNetworkConfig(channels=16, products=12, width=32, heads=2, blocks=2),
-    "small": PairNetworkConfig(channels=24, products=12, width=80, heads=4, blocks=3),
+    "small": PairNetworkConfig(),
     "base": PairNetworkConfig(channels=96, products=72, width=192, heads=8, blocks=6),
 }
 

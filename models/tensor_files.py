@@ -19,10 +19,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
         OSError: it cannot be written; nothing is left of it.
     """
     with whole_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user lets new files be; safetensors would keep them to itself
         try:
             save_file(dict(tensors), temporary, dict(header))
         except SafetensorError as error:  # a full disk, among others
             raise OSError(str(error)) from error
+        temporary.chmod(mode)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
