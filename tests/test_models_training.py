@@ -263,6 +263,7 @@ def interrupt_at(monkeypatch, step, times=1):
         if self.global_step == step:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
+                time.sleep(0.05)  # until it is handled: two at once would be one
 
     monkeypatch.setattr(PriorModule, "on_train_batch_end", then)
 
