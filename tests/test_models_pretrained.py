@@ -41,14 +41,14 @@ def test_draws_have_the_variance_of_the_ensemble(prior):
     squares = [W.square().mean((-1, -2)) for W in (drawn, fresh)]
     error = (sum(float(square.var()) for square in squares) / count) ** 0.5
     assert abs(float(squares[0].mean() - squares[1].mean())) < 4 * error
-    wrong = ((drawn > 0).any(-2) & (drawn < 0).any(-2)).double().mean()
-    assert float(wrong) < 0.05  # of columns
+    wrong = ((drawn > 0).any(-2) & (drawn < 0).any(-2)).sum()
+    assert int(wrong) <= 4  # of 600 columns; one in a thousand is wanted, and more than 4 then have the chance 4e-4
 
 
 def test_sparse_draws_hold_exact_zeros():
     drawn = load_prior("sparse").sample(40, 12, steps=32, generator=0)
     density, error = float((drawn != 0).double().mean()), (0.2 * 0.8 / drawn.numel()) ** 0.5
-    assert abs(density - 0.2) < 4 * error + 0.005  # 32 steps leave it up to 2.4 % too low, as its card says
+    assert abs(density - 0.2) < 4 * error + 0.0036  # 1.8 % too low with 32 steps at N = 30
 
 
 def test_benchmarks_print_tables_and_write_data(tmp_path, capsys):
