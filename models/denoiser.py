@@ -80,7 +80,7 @@ class PairNetwork(nn.Module):
     Args:
         config: its sizes.
         checkpoint_above: matrices larger than this recompute each block's activations in the backward pass instead of
-            keeping them, which takes a third longer and a fraction of the memory.
+            keeping them.
     """
 
     def __init__(self, config: PairNetworkConfig, checkpoint_above: int = 128) -> None:

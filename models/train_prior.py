@@ -38,7 +38,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Where a training runs; on one device its result depends on none of this but the precision."""
+    """Where a training runs. Rounding depends on the device, the precision, and how many devices and threads."""
 
     accelerator: Accelerator = field(default="auto", metadata={"help": "auto takes a GPU if there is one"})
     devices: int = field(default=1, metadata={"help": "GPUs, or processes on the CPU"})

@@ -59,7 +59,9 @@ class PriorTraining:
         if self.preset not in get_args(Preset):
             raise ValueError(f"preset must be one of {get_args(Preset)}; got {self.preset!r}.")
         if bool(self.dataset) == bool(self.ensembles):
-            raise ValueError("give either cubes or ensembles to train on, and not both.")
+            raise ValueError(
+                "give either cubes or ensembles to train on, and not both: --dataset CUBE, or --ensemble NAME."
+            )
         names = [kind.name for kind in self.ensembles]
         if len(set(names)) < len(names):
             raise ValueError(f"ensembles must have different names; got {names}.")
