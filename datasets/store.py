@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import math
 import os
 import shutil
@@ -30,7 +29,7 @@ import numpy as np
 from neurosde.datasets.files import open_netcdf
 from neurosde.datasets.manifest import digest_of
 from neurosde.datasets.schema import SCHEMA_VERSION, Variable, coordinates, variables
-from neurosde.provenance import config_json, explained, global_attributes, make_folder
+from neurosde.provenance import config_changes, config_json, explained, global_attributes, make_folder
 
 fcntl: Any
 try:
@@ -418,9 +417,7 @@ def check_config(there: str, wanted: str, path: Path) -> None:
         ValueError: it was not; the message says what differs.
     """
     if there != wanted:
-        old, new = json.loads(there), json.loads(wanted)
-        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        changes = ", ".join(f"{key} = {old.get(key)} there, {new.get(key)} now" for key in differing)
+        changes = config_changes(there, wanted)
         raise ValueError(f"{path} was made with another configuration ({changes}); choose another --out-dir.")
 
 

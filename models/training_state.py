@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from neurosde.models.tensor_files import read_tensors, write_tensors
-from neurosde.provenance import config_json
+from neurosde.provenance import config_changes, config_json
 
 FORMAT, FORMAT_VERSION = "neurosde-training", "1"
 
@@ -61,13 +61,7 @@ class SafeTensorsIO(CheckpointIO):
 def check_same_training(there: str, wanted: str, path: Any) -> None:
     """Raise ValueError, which says what differs, unless two configurations, as JSON, are one."""
     if there != wanted:
-        old, new = json.loads(there), json.loads(wanted)
-        changes = ", ".join(
-            f"{key} = {old.get(key)} there, {new.get(key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        )
-        raise ValueError(f"{path} is of another training ({changes}); choose another --out.")
+        raise ValueError(f"{path} is of another training ({config_changes(there, wanted)}); choose another --out.")
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

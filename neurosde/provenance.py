@@ -39,6 +39,15 @@ def config_json(config: object) -> str:
     return json.dumps(plain, sort_keys=True, default=str)
 
 
+def config_changes(there: str, wanted: str) -> str:
+    """Say in what two configurations, as JSON, differ: name = value there, value now, …; empty if they are one."""
+    if there == wanted:
+        return ""
+    old, new = json.loads(there), json.loads(wanted)
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return ", ".join(f"{key} = {old.get(key)} there, {new.get(key)} now" for key in differing)
+
+
 def global_attributes(title: str, summary: str, config: object, seed: int | None = None) -> dict[str, Any]:
     """Global attributes of a netCDF file: CF and ACDD ones, and what it takes to make it again."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()

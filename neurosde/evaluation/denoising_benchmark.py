@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.datasets.ensemble_options import ensemble_from_config
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.datasets.ensembles import Ensemble, GainMixture, Gaussian, LowRank, Sparse
 from neurosde.evaluation.timing import hardware
 from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabMixtureDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
@@ -78,7 +78,11 @@ def best_denoiser(ensemble: Ensemble, gain_rms: float) -> Denoiser:
         ValueError: it is not known for this ensemble.
     """
     base: Ensemble = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
-    assert isinstance(base, FixedGain)
+    if not isinstance(base, Gaussian | Sparse | LowRank):
+        raise ValueError(
+            f"the best denoiser is known for {Gaussian.name}, {Sparse.name} and {LowRank.name} weights; "
+            f"got {base.name}."
+        )
     low = base.gain / gain_rms
     high = ensemble.gain_high / gain_rms if isinstance(ensemble, GainMixture) else low
     fixed = torch.tensor([low**2], dtype=torch.float64)
@@ -88,14 +92,10 @@ def best_denoiser(ensemble: Ensemble, gain_rms: float) -> Denoiser:
         if high > low:
             return SpikeAndSlabMixtureDenoiser.of_gains(low, high, base.density)
         return SpikeAndSlabMixtureDenoiser(base.density, fixed / base.density)
-    if isinstance(base, LowRank):
-        strength = base.strength / gain_rms
-        if high > low:
-            return SpikedDenoiser.of_gains(low, high, strength, base.rank)
-        return SpikedDenoiser(fixed, strength, base.rank)
-    raise ValueError(
-        f"the best denoiser is known for {Gaussian.name}, {Sparse.name} and {LowRank.name} weights; got {base.name}."
-    )
+    strength = base.strength / gain_rms
+    if high > low:
+        return SpikedDenoiser.of_gains(low, high, strength, base.rank)
+    return SpikedDenoiser(fixed, strength, base.rank)
 
 
 def denoising_benchmark(prior: DiffusionPrior, config: DenoisingBenchmark, checkpoint: str = "") -> xr.Dataset:
@@ -139,7 +139,10 @@ def denoising_benchmark(prior: DiffusionPrior, config: DenoisingBenchmark, check
         coords={"neurons": list(c.sizes), "sigma": list(c.sigmas)},
     )
     dataset.attrs = global_attributes(
-        "Excess denoising error of a prior", f"{checkpoint}, {c.matrices} matrices per cell. {hardware()}", c, c.seed
+        "Excess denoising error of a prior",
+        f"{checkpoint}, {c.matrices} matrices per cell. {hardware(device=prior.device)}",
+        c,
+        c.seed,
     )
     return dataset
 
@@ -189,5 +192,7 @@ def run(options: Namespace) -> int:
         results.to_netcdf(temporary, engine="netcdf4")
     print(f"Excess denoising error of {options.checkpoint}, per cent of the best denoiser's error\n")
     print(markdown_table(results))
-    print(f"\n{config.matrices} matrices per cell, ± standard error; {hardware()}\nData: {options.out}")
+    print(
+        f"\n{config.matrices} matrices per cell, ± standard error; {hardware(device=prior.device)}\nData: {options.out}"
+    )
     return 0

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from neurosde.evaluation.figures import BLUE, GREY
+
 if TYPE_CHECKING:
     from neurosde.evaluation.prior_comparison import PriorEvaluation
 
-BLUE, GREY = "#2166ac", "#808080"
 WORST = 6
 COLUMNS = 3
 MAX_BINS = 40

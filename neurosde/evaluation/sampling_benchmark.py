@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,10 @@ def sampling_benchmark(prior: DiffusionPrior, config: SamplingBenchmark, checkpo
         draw(N)
         memory[i] = (torch.cuda.max_memory_allocated() if on_gpu else peak()) - before
         for k in range(c.repeats):
-            seconds[i, k] = seconds_per_call(lambda N=N: draw(N))  # type: ignore[misc]
-    attributes = global_attributes("Cost of drawing from a prior", f"{checkpoint}. {_where(prior)}", c, c.seed)
+            seconds[i, k] = seconds_per_call(partial(draw, N))
+    attributes = global_attributes(
+        "Cost of drawing from a prior", f"{checkpoint}. {hardware(device=prior.device)}", c, c.seed
+    )
     return xr.Dataset(
         {
             "seconds": (("neurons", "repeat"), seconds, {"long_name": "time of a draw", "units": "s"}),
@@ -105,10 +108,6 @@ def run(options: Namespace) -> int:
     with whole_file(options.out) as temporary:
         results.to_netcdf(temporary, engine="netcdf4")
     print(markdown_table(results, config.num))
-    print(f"\n{config.steps} noise levels, median of {config.repeats}; {_where(prior)}\nData: {options.out}")
+    where = hardware(device=prior.device)
+    print(f"\n{config.steps} noise levels, median of {config.repeats}; {where}\nData: {options.out}")
     return 0
-
-
-def _where(prior: DiffusionPrior) -> str:
-    gpu = f"{torch.cuda.get_device_name(prior.device)}; " if prior.device.type == "cuda" else ""
-    return gpu + hardware()

@@ -79,9 +79,10 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def hardware(attributes: dict[str, Any] | None = None) -> str:
-    """Say in a line what `machine` found, by default on this machine now."""
+def hardware(attributes: dict[str, Any] | None = None, device: torch.device | None = None) -> str:
+    """Say in a line what `machine` found, by default on this machine now; and the GPU, where one did the work."""
     a = attributes or machine()
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
     versions = (f"{name} {a[f'{name}_version']}" for name in ("python", *LIBRARIES, "julia"))
     there = [version for version in versions if not version.endswith("not installed")]
-    return f"{a['cpu_model']}, {a['threads']} threads, {', '.join(there)}"
+    return f"{gpu}{a['cpu_model']}, {a['threads']} threads, {', '.join(there)}"
