@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from neurosde.models.denoiser import PRESETS, PairNetwork
-from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
+from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, load_prior
 from neurosde.models.edm import SIGMA_MIN, Evidence, fold
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training_config import PriorTraining
@@ -47,6 +47,8 @@ class PriorModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = PairNetwork(sizes, config.checkpoint_above)
+        if config.start is not None:
+            _start_from(self.network, config.start)
         self.average = AveragedModel(self.network, multi_avg_fn=_running_average(config.ema))
         self.average.requires_grad_(False)
 
@@ -141,6 +143,17 @@ def denoising_loss(
     noise = torch.randn(J.shape, generator=generator, dtype=J.dtype, device=J.device)
     folded = fold(J + sigma[:, None, None] * noise, sigma, Evidence.none(J.shape[-1], J.device))
     return folded.loss(evaluate_network(network, folded, sigma, family), J)
+
+
+def _start_from(network: PairNetwork, name: str) -> None:
+    """Take the weights of a prior over."""
+    there = load_prior(name).network
+    if there.config != network.config:
+        raise ValueError(
+            f"{name} must have the network that is to be trained, {network.config}; got {there.config}. Choose another "
+            "preset, or as many ensembles."
+        )
+    network.load_state_dict(there.state_dict())
 
 
 def _running_average(decay: float) -> Any:

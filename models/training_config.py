@@ -30,6 +30,10 @@ class PriorTraining:
         metadata={"help": "numbers of neurons of the matrices drawn", "flags": ("--N",)},
     )
     preset: Preset = field(default="small", metadata={"help": "size of the network"})
+    start: str | None = field(
+        default=None,
+        metadata={"help": "prior to start from: its file, or one that comes with neurosde (default: nothing learnt)"},
+    )
     steps: int = field(default=10_000, metadata={"help": "optimiser steps"})
     batch_entries: int = field(
         default=160_000, metadata={"help": "weights per step, over all processes: a batch is this over N² matrices"}
