@@ -59,8 +59,16 @@ class Ensemble(ABC):
         """Draw one N × N matrix."""
 
     @abstractmethod
+    def sample_gains(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw gains, shape (count,), float64, on the generator's device."""
+
+    @abstractmethod
+    def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
+
     def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw many N × N matrices, shape (count, post, pre), float64, on the generator's device."""
+        return self.matrices(self.sample_gains(check_count(count, "count"), generator), N, generator)
 
     @abstractmethod
     def variance(self, N: int) -> float:
@@ -80,9 +88,10 @@ class FixedGain(Ensemble):
         """Draw one N × N matrix."""
         return self.draw(N, self.gain, generator)
 
-    def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw many N × N matrices, shape (count, post, pre), float64, on the generator's device."""
-        return self.matrices(torch.full((check_count(count, "count"),), self.gain, dtype=torch.float64), N, generator)
+    def sample_gains(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return the one gain, shape (count,), float64, on the generator's device."""
+        device = None if generator is None else generator.device
+        return torch.full((count,), self.gain, dtype=torch.float64, device=device)
 
     def draw(self, N: int, gain: float, generator: torch.Generator | None) -> WeightDraw:
         """Draw one N × N matrix of another gain."""
@@ -264,13 +273,14 @@ class GainMixture(Ensemble):
 
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw a gain, then one N × N matrix."""
-        return self.base.draw(N, float(self._gains(1, generator)), generator)
+        return self.base.draw(N, float(self.sample_gains(1, generator)), generator)
 
-    def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw many N × N matrices, each of its own gain, shape (count, post, pre), float64."""
-        return self.base.matrices(self._gains(check_count(count, "count"), generator), N, generator)
+    def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
+        return self.base.matrices(gains, N, generator)
 
-    def _gains(self, count: int, generator: torch.Generator | None) -> Tensor:
+    def sample_gains(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw gains, shape (count,), float64, on the generator's device."""
         device = None if generator is None else generator.device
         share = torch.rand(count, generator=generator, dtype=torch.float64, device=device)
         return self.base.gain + share * (self.gain_high - self.base.gain)

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from neurosde.datasets.ensembles import make_ensemble
-from neurosde.models.train_prior import train_prior
+from neurosde.models.training_run import train_prior
 from neurosde.models.training_config import PriorTraining
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

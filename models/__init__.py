@@ -2,16 +2,19 @@
 
 from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
-from neurosde.models.diffusion_prior import DiffusionPrior, load_prior, pretrained_names
+from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.guidance import ClassifierFreeGuidance
 from neurosde.models.inference import Inference, InferenceConfig, infer
+from neurosde.models.model_files import pretrained_names
 from neurosde.models.posterior_file import open_posterior, save_posterior
 from neurosde.models.samplers import sample
 
 __all__ = [
+    "CFGPosterior",
     "ClassifierFreeGuidance",
     "Denoiser",
     "DiffusionPrior",

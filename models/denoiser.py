@@ -11,6 +11,11 @@ every pair (post, pre) and one for every neuron. A block
 1 and 3 hold a basis of the linear maps between matrices that commute with relabelling. W is directed: nothing is made
 symmetric. Noise level and number of neurons come in through adaptive normalisation.
 
+A network of a posterior also sees how well each weight is known, `neurosde.models.knowledge`: what is known of two
+presynaptic neurons together is a feature of their pair. It can answer in two places: with what is left unknown, as F
+does, and with what each weight adds to the evidence, F = F₁ + F₂ diag(C)^(−1/2) C^(1/2), so that D = D₀ + F₂
+diag(C)^(−1/2) C + ….
+
 References:
     Invariant and equivariant graph networks (Maron, Ben-Hamu, Shamir, Lipman, 2019), https://arxiv.org/abs/1812.09902
     Provably powerful graph networks (Maron, Ben-Hamu, Serviansky, Lipman, 2019), https://arxiv.org/abs/1905.11136
@@ -29,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from neurosde.models.knowledge import NODE_FEATURES, OVERALL_FEATURES, PAIR_FEATURES, Knowledge
 from neurosde.validation import check_count
 
 Preset = Literal["tiny", "small", "base"]
@@ -48,6 +54,7 @@ class PairNetworkConfig:
         heads: attention heads.
         blocks: number of blocks.
         families: names of the ensembles that it can be told apart by; empty where there is but one.
+        recordings: whether it is conditioned on recordings.
     """
 
     channels: int = 32
@@ -56,6 +63,7 @@ class PairNetworkConfig:
     heads: int = 4
     blocks: int = 4
     families: tuple[str, ...] = ()
+    recordings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channels", "products", "width", "heads", "blocks"):
@@ -75,7 +83,7 @@ PRESETS: dict[str, PairNetworkConfig] = {
 
 
 class PairNetwork(nn.Module):
-    """F(Z, U; s, N), permutation-equivariant.
+    """F(Z, U; s, N), permutation-equivariant; of a posterior F(Z, U; s, N, Λ, B).
 
     Args:
         config: its sizes.
@@ -98,6 +106,7 @@ class PairNetwork(nn.Module):
         self.output = nn.Linear(C, 3)
         nn.init.zeros_(self.output.weight)  # an untrained network is the Gaussian prior's denoiser
         nn.init.zeros_(self.output.bias)
+        self.known = _Knowing(config) if config.recordings else None
 
     def forward(
         self,
@@ -105,6 +114,7 @@ class PairNetwork(nn.Module):
         u: Float[Tensor, "batch post pre"],
         log_sigma: Float[Tensor, " batch"],
         family: Int[Tensor, " batch"] | None = None,
+        knowledge: Knowledge | None = None,
     ) -> Float[Tensor, "batch post pre"]:
         """Return F.
 
@@ -113,7 +123,14 @@ class PairNetwork(nn.Module):
             u: D₀ C^(−1/2), the mean in units of what is uncertain about it, shape (batch, post, pre).
             log_sigma: log s, shape (batch,).
             family: 1 + index of the ensemble, or 0 where it is not told, shape (batch,).
+            knowledge: what the recordings have made known, for a network that is conditioned on them.
         """
+        return self.answer(z, u, log_sigma, family, knowledge)[0]
+
+    def answer(
+        self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor | None, knowledge: Knowledge | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return F and, of a network that is conditioned on recordings, log p(family) of each, (batch, family)."""
         N = z.shape[-1]
         far = u.clamp(-_FARTHEST, _FARTHEST)
         entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=1)
@@ -122,7 +139,11 @@ class PairNetwork(nn.Module):
             untold = torch.zeros(len(z), dtype=torch.long, device=z.device)
             condition = condition + self.family(untold if family is None else family)
         first, activation, second = self.pairs
-        P, H = _linear(second, activation(_linear(first, entries))).to(z.dtype), self.nodes(_node_features(z))
+        P, H = _linear(first, entries), self.nodes(_node_features(z))
+        if self.known is not None and knowledge is not None:
+            P, H = P + _map(self.known.pairs.weight, knowledge.pairs), H + self.known.nodes(knowledge.nodes)
+            condition = condition + self.known.overall(knowledge.overall)
+        P = _linear(second, activation(P)).to(z.dtype)
         for block in self.blocks:
             if self.checkpoint_above < N and torch.is_grad_enabled():
                 P, H = checkpoint(block, P, H, condition, use_reentrant=False)
@@ -130,7 +151,31 @@ class PairNetwork(nn.Module):
                 P, H = block(P, H, condition)
         hidden = functional.silu(_linear(self.hidden, self.norm(P, condition)))
         constant, near, scale = _linear(self.output, hidden).unbind(1)
-        return constant + near * far + scale * z
+        F = constant + near * far + scale * z
+        if self.known is None or knowledge is None:
+            return F, None
+        constant, near = _linear(self.known.output, hidden).unbind(1)
+        of_weights = constant + near * knowledge.scores.clamp(-_FARTHEST, _FARTHEST)
+        return F + of_weights @ knowledge.response, self.known.log_families(H, condition)
+
+
+class _Knowing(nn.Module):
+    """What a network that is conditioned on recordings has beside that of a prior; untrained, it changes nothing."""
+
+    def __init__(self, config: PairNetworkConfig) -> None:
+        super().__init__()
+        C, width = config.channels, config.width
+        self.pairs = nn.Linear(PAIR_FEATURES, 2 * C, bias=False)
+        self.nodes = nn.Linear(NODE_FEATURES, width, bias=False)
+        self.overall = nn.Linear(OVERALL_FEATURES, width, bias=False)
+        self.output = nn.Linear(C, 2)
+        self.families = nn.Linear(2 * width, max(1, len(config.families)))
+        for layer in self.children():
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def log_families(self, H: Tensor, condition: Tensor) -> Tensor:
+        return self.families(torch.cat([H.mean(1), condition], dim=-1)).log_softmax(-1)
 
 
 class _AdaptiveNorm(nn.Module):

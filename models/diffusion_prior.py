@@ -1,34 +1,24 @@
-"""A trained prior over weight matrices: its network, what it was trained on, and draws from it.
-
-A prior is one safetensors file: the network's weights, and in its header the configuration as JSON. Nothing in it is
-executed when it is read.
-"""
+"""A trained prior over weight matrices: its network, what it was trained on, and draws from it."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurosde._version import __version__
 from neurosde.brownian import as_generator
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
 from neurosde.models.edm import SIGMA_MIN, noise_levels
+from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
-from neurosde.models.tensor_files import read_tensors, write_tensors
-from neurosde.provenance import git_commit
 from neurosde.validation import check_count
-
-FORMAT, FORMAT_VERSION = "neurosde-prior", "1"
-PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ class DiffusionPrior:
             self.denoiser(family), (num, N, N), method=method, sigmas=noise_levels(steps, self.config.sigma_max),
             generator=as_generator(generator, self.device), device=self.device, progress=progress,
         )  # fmt: skip
-        return scale * (_with_exact_zeros(J) if self.config.sparse else J)
+        return scale * (with_exact_zeros(J) if self.config.sparse else J)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the prior to one file, which appears when it is whole.
@@ -147,25 +137,7 @@ class DiffusionPrior:
             ValueError: another suffix.
             OSError: the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"a prior is stored as NAME.safetensors; got {path}.")
-        header = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "neurosde_version": __version__,
-            "git_commit": git_commit(),
-            "config": json.dumps(asdict(self.config), default=str),
-        }
-        state = self.network.state_dict()
-        tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-        write_tensors(path, tensors, header)
-        return path
-
-
-def pretrained_names() -> list[str]:
-    """Names of the priors that come with neurosde."""
-    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+        return save_model(path, "prior", self.network, self.config, dtype)
 
 
 def load_prior(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPrior:
@@ -179,39 +151,10 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Diffusio
         FileNotFoundError: no such file, and no prior of that name.
         ValueError: not a prior, or one of another format version; no such device.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "prior.safetensors"
-    if not file.exists():
-        if file.with_name("state.safetensors").exists():
-            raise FileNotFoundError(f"{path} is not trained yet; go on with neurosde train prior.")
-        file = PRETRAINED / f"{path}.safetensors"
-        if not file.exists():
-            raise FileNotFoundError(f"{path} is neither a file nor one of the priors {pretrained_names()} of neurosde.")
-    header, tensors = read_tensors(file)
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{file} is not a prior of neurosde; write one with neurosde train prior.")
-    if header.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has the format version {header.get('format_version')}, of neurosde "
-            f"{header.get('neurosde_version')}; neurosde {__version__} reads {FORMAT_VERSION}. Use that, or "
-            "train again."
-        )
-    try:
-        plain = json.loads(header["config"])
-        sizes = plain.pop("network")
-        network = PairNetwork(PairNetworkConfig(**(sizes | {"families": tuple(sizes["families"])})))
-        config = PriorConfig(network.config, **(plain | {"sizes": tuple(plain["sizes"])}))
-        network.load_state_dict({name: value.float() for name, value in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} does not hold the network that its header describes ({error}).") from error
-    try:
-        return DiffusionPrior(network.to(device), config)
-    except (RuntimeError, AssertionError) as error:  # of torch without CUDA
-        raise ValueError(f"device must be one of this machine, such as cpu; got {device} ({error}).") from error
+    return DiffusionPrior(*load_model(path, "prior", PriorConfig, device))
 
 
-def _with_exact_zeros(J: Tensor) -> Tensor:
+def with_exact_zeros(J: Tensor) -> Tensor:
     """Set weights to 0 that are too small to be told from it, in matrices that have many of them."""
     small = J.abs() < 4 * SIGMA_MIN
     sparse = small.double().mean((-1, -2), keepdim=True) > 0.05

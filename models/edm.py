@@ -21,8 +21,9 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -91,6 +92,32 @@ class Evidence:
         visited = eigenvalues > rounding
         return cls(eigenvalues * visited, vectors, cross @ vectors * visited.unsqueeze(-2))
 
+    def scaled(self, scale: Tensor | float) -> Evidence:
+        """Return the same evidence in units s₀ times as large: Λ → s₀² Λ and B → s₀ B.
+
+        Args:
+            scale: s₀, shape () or (...).
+        """
+        unit = torch.as_tensor(scale, dtype=torch.float64, device=self.eigenvalues.device).unsqueeze(-1)
+        return Evidence(unit.square() * self.eigenvalues, self.vectors, unit.unsqueeze(-1) * self.cross)
+
+    def expand(self, batch: Sequence[int]) -> Evidence:
+        """Return the same evidence for each matrix of a batch, without copies."""
+        N = self.eigenvalues.shape[-1]
+        vectors = None if self.vectors is None else self.vectors.expand(*batch, N, N)
+        return Evidence(self.eigenvalues.expand(*batch, N), vectors, self.cross.expand(*batch, N, N))
+
+    def flat(self) -> Evidence:
+        """Return it with one batch dimension."""
+        N = self.eigenvalues.shape[-1]
+        vectors = None if self.vectors is None else self.vectors.reshape(-1, N, N)
+        return Evidence(self.eigenvalues.reshape(-1, N), vectors, self.cross.reshape(-1, N, N))
+
+    def __getitem__(self, index: Any) -> Evidence:
+        """Return the evidence of some matrices of a batch."""
+        vectors = None if self.vectors is None else self.vectors[index]
+        return Evidence(self.eigenvalues[index], vectors, self.cross[index])
+
     @classmethod
     def none(cls, N: int, device: torch.device | str | None = None) -> Evidence:
         """Return the evidence of no recording: Λ = B = 0."""
@@ -123,6 +150,12 @@ class Folded:
     def whitened_mean(self) -> Tensor:
         """D₀ C^(−1/2), shape (..., post, pre): the mean in units of what is uncertain about it."""
         return _along(self.mean * self.variances.rsqrt().unsqueeze(-2), self.vectors, back=True)
+
+    def power(self, exponent: float) -> Tensor:
+        """C to a power, shape (..., pre, pre)."""
+        if self.vectors is None:
+            return torch.diag_embed(self.variances**exponent)
+        return (self.vectors * (self.variances**exponent).unsqueeze(-2)) @ self.vectors.mT
 
     @property
     def network_input(self) -> Tensor:

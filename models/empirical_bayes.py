@@ -20,12 +20,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from neurosde.likelihood import TransitionStatistics
+from neurosde.models.edm import Evidence
 from neurosde.validation import check_positive
+
+GAINS = 121  # tried of a batch of recordings
+NOISE_GRID = 81
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,77 @@ def empirical_bayes(
         log_evidence=spectrum.log_evidence(s2, v) - spectrum.rows * statistics.log_volume,
         at_floor=s2 <= 1.01 * floor,
     )
+
+
+def evidence_gain(evidence: Evidence, low: float, high: float) -> Tensor:
+    """Root mean square over the posterior of the gain g = √(N v) of the prior W ~ N(0, v), σ known.
+
+    The mean square of W given the recording, and not the most probable gain, which a short recording can put anywhere.
+
+    Args:
+        evidence: Λ and B in units of W, shapes (..., direction) and (..., post, direction).
+        low: smallest gain; all between this and the largest are equally probable before the recording.
+        high: largest gain.
+
+    Returns:
+        √(E g²), shape (...).
+    """
+    N = evidence.eigenvalues.shape[-1]
+    squares = torch.linspace(low, high, GAINS, dtype=torch.float64, device=evidence.cross.device).square()
+    v = squares.unsqueeze(-1) / N
+    precision, power = evidence.eigenvalues.unsqueeze(-2), evidence.cross.square().sum(-2).unsqueeze(-2)
+    log_evidence = 0.5 * (power * v / (1 + v * precision) - N * torch.log1p(v * precision)).sum(-1)
+    return (log_evidence.softmax(-1) @ squares).sqrt()
+
+
+def sample_noise_scales(
+    statistics: TransitionStatistics,
+    count: int,
+    gains: tuple[float, float],
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the noise s of a transition (`TransitionStatistics.noise_scale` of σ) from its posterior.
+
+    W has the prior N(0, g²/N) and is integrated out, as is log g, uniform over a range; so is log s. Both on a grid,
+    whose cells the draws are uniform in.
+
+    Args:
+        statistics: sums over the transitions.
+        count: number of draws.
+        gains: range of g.
+        generator: of the draws.
+
+    Returns:
+        s, shape (count,), float64, on the CPU, not below the floor of rounding.
+
+    Raises:
+        ValueError: the recording is silent.
+    """
+    spectrum, N = _Spectrum(statistics), statistics.num_neurons
+    best = empirical_bayes(statistics)
+    floor = statistics.noise_scale(statistics.noise_floor)
+    centre = math.log(statistics.noise_scale(best.noise_std))
+    v = np.square(np.geomspace(*gains, NOISE_GRID // 2)) / N
+
+    def log_density(log_s: np.ndarray) -> np.ndarray:
+        values = np.array([[spectrum.log_evidence(math.exp(2 * one), other) for other in v] for one in log_s])
+        return np.asarray(scipy.special.logsumexp(values, axis=1))
+
+    # Of n transitions of N neurons log s is known to 1/√(2nN) at best, and to more where few of them are left over.
+    width = 1 / math.sqrt(2 * N * statistics.degrees)
+    for _ in range(30):
+        log_s = centre + width * np.linspace(-8, 8, NOISE_GRID)
+        density = log_density(log_s)
+        if density[[0, -1]].max() < density.max() - 20 or width > 1:
+            break
+        width *= 1.5
+    mass = np.exp(density - density.max())
+    cumulated = np.concatenate([[0], np.cumsum(mass)])
+    cells = np.concatenate([log_s - 0.5 * (log_s[1] - log_s[0]), [log_s[-1] + 0.5 * (log_s[1] - log_s[0])]])
+    device = None if generator is None else generator.device
+    share = torch.rand(count, generator=generator, dtype=torch.float64, device=device).cpu().numpy()
+    drawn = np.exp(np.interp(share * cumulated[-1], cumulated, cells))
+    return torch.as_tensor(np.maximum(drawn, floor))
 
 
 def ridge_parameter(statistics: TransitionStatistics, choice: str | float = "cross-validation") -> float:

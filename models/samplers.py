@@ -16,6 +16,11 @@ F is 0 where the prior is that Gaussian. It is extrapolated as the polynomial in
 Σ_k ℓ_k(log s) F_k, so that the step is y_t = y_s + Σ_k F_k ∫ ℓ_k(log s) dθ. The first two steps have fewer values and
 lower order; from σ_max = 80 they turn θ by less than 0.01.
 
+A recording is integrated exactly too: for the Gaussian prior its posterior is Gaussian, with precision λ + 1/v along
+each eigenvector of Λ. Along it the same holds about the posterior's mean, with 1/(λ + 1/v) for v. Where the posterior
+is that Gaussian any number of steps is exact, however much is known along some directions and however little along
+others. All samplers then start from what this Gaussian is at σ_max.
+
 After 64 evaluations the mean square of draws is off by less than 0.2 % (heun: 1–3 %), after 32 by less than 1 % (heun:
 6–13 %): for an unknown gain, for sparse weights, and for one of 200 rank-two matrices in a Gaussian background. There
 the distance from a converged flow at 32 evaluations, r.m.s. in J units, is 0.002, 0.010 and 0.028; of heun, 0.06, 0.06
@@ -43,7 +48,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
-from neurosde.models.edm import Denoiser, noise_levels
+from neurosde.models.edm import Denoiser, Evidence, noise_levels
 from neurosde.validation import check_positive
 
 Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
@@ -59,6 +64,7 @@ def sample(
     sigmas: Tensor | None = None,
     start: Tensor | None = None,
     prior_variance: float = 1.0,
+    evidence: Evidence | None = None,
     generator: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -72,6 +78,7 @@ def sample(
         sigmas: noise levels, falling, the last one 0; shape (steps + 1,). By default 64 steps from 80.
         start: W_s at the first level instead of pure noise, shape `shape`.
         prior_variance: v, mean square of an entry, which the multistep method integrates exactly; 1 in J units.
+        evidence: what recordings say that `denoise` is conditioned on, if it is.
         generator: seed or generator, on the device of the draws.
         device: of the draws; by default that of the generator or of `start`, or the CPU.
         progress: show a progress bar, on a terminal.
@@ -101,11 +108,12 @@ def sample(
     def normal() -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64, device=device)
 
-    x = levels[0] * normal() if start is None else start.double()
+    gaussian = _Gaussian(prior_variance, evidence)
+    x = gaussian.noised(float(levels[0]), normal()) if start is None else start.double()
     if x.shape != torch.Size(shape):
         raise ValueError(f"start must have the shape of the draws, {tuple(shape)}; got {tuple(x.shape)}.")
     if method == "multistep":
-        step = _multistep(denoise, prior_variance)
+        step = _multistep(denoise, gaussian)
     elif method == "heun":
         step = _heun(denoise)
     else:
@@ -125,29 +133,58 @@ def sample(
 Step = Callable[[Tensor, float, float], Tensor]
 
 
-def _multistep(denoise: Denoiser, v: float, order: int = ORDER) -> Step:
-    """Exact where F is a polynomial in log s through its last values, so for N(0, v) at any steps."""
+class _Gaussian:
+    """The posterior for the prior N(0, v), along its directions: independent, of mean m and variances c."""
+
+    def __init__(self, v: float, evidence: Evidence | None) -> None:
+        self.vectors = None if evidence is None else evidence.vectors
+        self.variances: Tensor | float = v
+        self.mean: Tensor | float = 0.0
+        if evidence is not None:
+            self.variances = 1 / (evidence.eigenvalues.unsqueeze(-2) + 1 / v)
+            self.mean = evidence.cross * self.variances
+
+    def noised(self, s: float, z: Tensor) -> Tensor:
+        """W_s for a standard normal z; where there is no evidence, s z: what W adds cannot be told from it."""
+        if isinstance(self.variances, float):
+            return s * z
+        return self.back(self.mean + (s**2 + self.variances).sqrt() * z)
+
+    def along(self, x: Tensor) -> Tensor:
+        return x if self.vectors is None else x @ self.vectors
+
+    def back(self, x: Tensor) -> Tensor:
+        return x if self.vectors is None else x @ self.vectors.mT
+
+
+def _multistep(denoise: Denoiser, gaussian: _Gaussian, order: int = ORDER) -> Step:
+    """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
     points: list[float] = []  # log s of the last evaluations, the latest first
     values: list[Tensor] = []  # F there
+    m = gaussian.mean
 
     def step(x: Tensor, s: float, t: float) -> Tensor:
         mean = _denoised(denoise, x, s)
-        if t == 0:
-            return mean
-        total = s**2 + v
+        c = torch.as_tensor(gaussian.variances, dtype=torch.float64, device=x.device)
+        x, mean = gaussian.along(x) - m, gaussian.along(mean) - m
+        total = s**2 + c
+        y = x * total.rsqrt()
         points.insert(0, math.log(s))
-        values.insert(0, (mean - v / total * x) * math.sqrt(total / v) / s)
+        values.insert(0, (mean - c / total * x) * (total / c).sqrt() / s)
+        if t == 0:  # F stays what it is: W may be known better than to the last level
+            return gaussian.back(m + c.sqrt() * (y + torch.atan(s * c.rsqrt()) * values[0]))
         del points[order:], values[order:]
         half = math.log(s / t) / 2
         along = math.log(s) - half * (1 + nodes)  # log s on the step
-        angle = half * weights / (2 * np.cosh(along - math.log(v) / 2))  # dθ = d(log s)/(s/√v + √v/s)
-        y = x / math.sqrt(total)
+        e = torch.as_tensor(along, device=x.device).exp().view(-1, *(1,) * c.ndim)
+        # dθ = d(log s)/(s/√c + √c/s)
+        angle = torch.as_tensor(half * weights, device=x.device).view_as(e) / (e * c.rsqrt() + c.sqrt() / e)
         for k, (point, value) in enumerate(zip(points, values, strict=True)):
             others = np.array([p for j, p in enumerate(points) if j != k])
-            lagrange = np.prod((along[:, None] - others) / (point - others), axis=1)
-            y = y + float(angle @ lagrange) * value
-        return math.sqrt(t**2 + v) * y
+            lagrange = torch.as_tensor(np.prod((along[:, None] - others) / (point - others), axis=1), device=x.device)
+            y = y + torch.tensordot(lagrange, angle, 1) * value
+        return gaussian.back(m + (t**2 + c).sqrt() * y)
 
     return step
 

@@ -1,4 +1,4 @@
-"""Training a prior: noise, the whitened loss, and Lightning for the loop.
+"""Training a prior or a posterior: noise, the whitened loss, and Lightning for the loop.
 
 Step k depends on the seed, on k and on the process's rank alone: which N, which matrices, which noise. A training that
 was interrupted and gone on with is therefore the same as one that never was.
@@ -21,18 +21,22 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from neurosde.models.denoiser import PRESETS, PairNetwork
-from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, load_prior
-from neurosde.models.edm import SIGMA_MIN, Evidence, fold
+from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
+from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
+from neurosde.models.edm import SIGMA_MIN, fold
+from neurosde.models.model_files import load_network
 from neurosde.models.network_denoiser import evaluate_network
-from neurosde.models.training_config import PriorTraining
-from neurosde.models.training_data import training_data
+from neurosde.models.training_config import PosteriorTraining, PriorTraining
+from neurosde.models.training_data import Examples, TrainingData, training_data
+from neurosde.models.training_recordings import SimulatedRecordings
 
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.6
 UNIFORM_SHARE = 0.3
+FAMILY_WEIGHT = 0.02  # of the surprise at the family, beside the denoising error
 VALIDATION_SIGMAS = (0.003, 0.02, 0.1, 0.5, 1.0, 3.0, 8.0, 25.0)
 
 
-class PriorModule(pl.LightningModule):
+class DenoiserModule(pl.LightningModule):
     """The network, its running average, the loss and the optimiser.
 
     Args:
@@ -42,8 +46,10 @@ class PriorModule(pl.LightningModule):
     def __init__(self, config: PriorTraining) -> None:
         super().__init__()
         self.config = config
-        self.data = training_data(config)
-        sizes = replace(PRESETS[config.preset], families=self.data.families)
+        self.data: TrainingData = (
+            SimulatedRecordings(config) if isinstance(config, PosteriorTraining) else training_data(config)
+        )
+        sizes = replace(PRESETS[config.preset], families=self.data.families, recordings=isinstance(config, PosteriorTraining))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = PairNetwork(sizes, config.checkpoint_above)
@@ -56,14 +62,14 @@ class PriorModule(pl.LightningModule):
         """Loss of a batch."""
         step = int(batch["step"])
         generator = self._generator(1, step, self.global_rank)
-        J, family = self.data.matrices(batch, generator)
-        if family is not None:
-            told = torch.rand(family.shape, generator=generator, device=J.device) >= self.config.family_dropout
-            family = torch.where(told, family, 0)
-        sigma = training_sigmas(len(J), self.config.sigma_max, generator)
-        loss = denoising_loss(self.network, J, sigma, family, generator).mean()
+        examples = self.data.examples(batch, generator)
+        if self.data.families:
+            examples = _forgetful(examples, self.config.family_dropout, generator)
+        sigma = training_sigmas(len(examples.J), self.config.sigma_max, generator)
+        error, surprise = denoising_loss(self.network, examples, sigma, generator)
+        loss = error.mean()
         self.log("loss", loss.float(), prog_bar=True)
-        return loss
+        return loss + FAMILY_WEIGHT * surprise.mean()
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Move the weights on, and their average with them: states are saved before `on_train_batch_end`."""
@@ -82,11 +88,11 @@ class PriorModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of the running average on held-out matrices, at fixed noise levels."""
-        J, family = self.data.matrices(batch, self._generator(2, 0))
-        generator = self._generator(2, 1)
+        examples = self.data.examples(batch, self._generator(2, 0))
+        J, generator = examples.J, self._generator(2, 1)
         for sigma in VALIDATION_SIGMAS:
             levels = torch.full((len(J),), sigma, dtype=torch.float64, device=J.device)
-            loss = denoising_loss(self.average.module, J, levels, family, generator).mean().float()
+            loss = denoising_loss(self.average.module, examples, levels, generator)[0].mean().float()
             for name in (f"validation/N={J.shape[-1]}/sigma={sigma}", "validation/loss"):
                 self.log(name, loss, on_epoch=True, batch_size=1, sync_dist=True)
 
@@ -101,15 +107,21 @@ class PriorModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def prior(self) -> DiffusionPrior:
-        """Return the prior as it is trained so far: the running average."""
-        config = PriorConfig(
-            self.network.config, self.data.gain_rms, tuple(dict.fromkeys(self.data.sizes)), self.config.sigma_max,
-            self.data.sparse, self.config.contents() | {"steps_done": self.global_step},
-        )  # fmt: skip
-        network = PairNetwork(config.network)
+    def model(self) -> DiffusionPrior | CFGPosterior:
+        """Return what is trained so far: the running average."""
+        settings: dict[str, Any] = {
+            "network": self.network.config,
+            "gain_rms": self.data.gain_rms,
+            "sizes": tuple(dict.fromkeys(self.data.sizes)),
+            "sigma_max": self.config.sigma_max,
+            "sparse": self.data.sparse,
+            "training": self.config.contents() | {"steps_done": self.global_step},
+        }
+        network = PairNetwork(self.network.config)
         network.load_state_dict(self.average.module.state_dict())
-        return DiffusionPrior(network, config)
+        if isinstance(self.data, SimulatedRecordings):
+            return CFGPosterior(network, PosteriorConfig(**settings, gains=self.data.gains))
+        return DiffusionPrior(network, PriorConfig(**settings))
 
     def _check_finite(self, *tensors: Tensor) -> None:
         # Once a loss is not finite the weights and all further losses are not: to look at times is enough.
@@ -137,23 +149,41 @@ def training_sigmas(count: int, sigma_max: float, generator: torch.Generator) ->
 
 
 def denoising_loss(
-    network: torch.nn.Module, J: Tensor, sigma: Tensor, family: Tensor | None, generator: torch.Generator
-) -> Tensor:
-    """Whitened denoising error of each matrix (count,): 1 for the Gaussian prior's denoiser where that is the truth."""
+    network: torch.nn.Module, examples: Examples, sigma: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Whitened denoising error of each matrix, and the surprise at its family.
+
+    Returns:
+        The error, 1 for the Gaussian prior's denoiser where that is the truth, and −log p(family), 0 for a network that
+        does not tell families, each of shape (count,), float64.
+    """
+    J = examples.J
     noise = torch.randn(J.shape, generator=generator, dtype=J.dtype, device=J.device)
-    folded = fold(J + sigma[:, None, None] * noise, sigma, Evidence.none(J.shape[-1], J.device))
-    return folded.loss(evaluate_network(network, folded, sigma, family), J)
+    folded = fold(J + sigma[:, None, None] * noise, sigma, examples.evidence)
+    F, families = evaluate_network(network, folded, sigma, examples.told)
+    error = folded.loss(F, J)
+    if not families.shape[-1]:
+        return error, torch.zeros_like(error)
+    index = (examples.family - 1).clamp(min=0)
+    return error, -families.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def _forgetful(examples: Examples, dropout: float, generator: torch.Generator) -> Examples:
+    """Do not tell the family of some."""
+    family = examples.told.family
+    told = torch.rand(family.shape, generator=generator, device=family.device) >= dropout
+    return replace(examples, told=replace(examples.told, family=torch.where(told, family, 0)))
 
 
 def _start_from(network: PairNetwork, name: str) -> None:
     """Take the weights of a prior over."""
-    there = load_prior(name).network
-    if there.config != network.config:
+    there = load_network(name)
+    if replace(there.config, recordings=network.config.recordings) != network.config:
         raise ValueError(
             f"{name} must have the network that is to be trained, {network.config}; got {there.config}. Choose another "
             "preset, or as many ensembles."
         )
-    network.load_state_dict(there.state_dict())
+    network.load_state_dict(network.state_dict() | there.state_dict())  # what knows of recordings may not be there
 
 
 def _running_average(decay: float) -> Any:

@@ -1,4 +1,4 @@
-"""How a prior is trained."""
+"""How a prior is trained, and a posterior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from neurosde.datasets.ensemble_options import plain_parameters
-from neurosde.datasets.ensembles import Ensemble, make_ensemble
+from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, make_ensemble
 from neurosde.models.denoiser import Preset
 from neurosde.models.edm import SIGMA_MIN
 from neurosde.validation import check_count, check_positive
@@ -80,11 +80,55 @@ class PriorTraining:
         """Return the configuration as plain values."""
         plain = asdict(self)
         plain["ensembles"] = [plain_parameters(kind) for kind in self.ensembles]
-        plain["dataset"], plain["sizes"] = [str(path) for path in self.dataset], list(self.sizes)
-        return plain
+        plain["dataset"] = [str(path) for path in self.dataset]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def read_training(path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PosteriorTraining(PriorTraining):
+    """A training of a posterior: everything that its result depends on.
+
+    Recordings are simulated as they are needed, of networks that are drawn from the ensembles. Ranges are two numbers
+    between which the logarithm is uniform.
+    """
+
+    ensembles: tuple[Ensemble, ...] = tuple(make_ensemble(name, 3.0, gain=0.3) for name in ENSEMBLES)
+    sizes: tuple[int, ...] = field(
+        default=(5, 8, 10, 15, 20, 25, 40, 50, 70, 100),
+        metadata={"help": "numbers of neurons of the networks drawn", "flags": ("--N",)},
+    )
+    family_dropout: float = field(default=0.6, metadata={"help": "how often the ensemble is not told"})
+    gain_dropout: float = field(default=0.7, metadata={"help": "how often the gain is not told"})
+    recording_dropout: float = field(
+        default=0.1, metadata={"help": "how often there is no recording, which trains the prior"}
+    )
+    times: tuple[int, ...] = field(default=(50, 5000), metadata={"help": "range of times per trial"})
+    trials: tuple[int, ...] = field(default=(1, 100), metadata={"help": "range of trials per network"})
+    transitions: int = field(default=50_000, metadata={"help": "most transitions of one network"})
+    dt: tuple[float, ...] = field(default=(0.02, 0.5), metadata={"help": "range of dt/tau"})
+    noise_std: tuple[float, ...] = field(default=(0.03, 1.5), metadata={"help": "range of the noise sigma"})
+    input_std: float = field(default=1.0, metadata={"help": "largest spread of the neurons' constant inputs"})
+    reuse: int = field(default=16, metadata={"help": "steps that share one simulation, each of other networks"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset:
+            raise ValueError("a posterior is trained on recordings that are simulated: give --ensemble, no --dataset.")
+        for name in ("gain_dropout", "recording_dropout"):
+            if check_positive(getattr(self, name), name, zero_ok=True) >= 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
+        for name in ("times", "trials", "dt", "noise_std"):
+            low_high = getattr(self, name)
+            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+                raise ValueError(f"{name} must be two numbers, the lower one first and positive; got {low_high}.")
+        if self.times[0] < 2 or self.dt[1] > 1:
+            raise ValueError(f"times must be at least 2 and dt at most 1; got times = {self.times} and dt = {self.dt}.")
+        for name in ("transitions", "reuse"):
+            check_count(getattr(self, name), name)
+        check_positive(self.input_std, "input_std", zero_ok=True)
+
+
+def read_training(path: str | Path, kind: type[PriorTraining] = PriorTraining) -> dict[str, Any]:
     """Read the fields of a training from a TOML file, those that it names.
 
     Cubes and sizes are lists; each ensemble is a table, as in
@@ -105,10 +149,11 @@ def read_training(path: str | Path) -> dict[str, Any]:
         plain = tomllib.loads(Path(path).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from error
-    known = {item.name for item in fields(PriorTraining)}
+    known = {item.name for item in fields(kind)}
     if unknown := sorted(plain.keys() - known):
         raise ValueError(f"{path}: a training has the fields {sorted(known)}; got {unknown}.")
-    for name in plain.keys() & {"dataset", "sizes", "ensembles"}:
+    lists = {item.name for item in fields(kind) if str(item.type).startswith("tuple")}
+    for name in plain.keys() & lists:
         if not isinstance(plain[name], list):
             raise TypeError(f"{path}: {name} must be a list; got {plain[name]!r}.")
     if not all(isinstance(kind, dict) and "name" in kind for kind in plain.get("ensembles", [])):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,28 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.loaders import CubeDataset, CubeLoader, loader
+from neurosde.models.edm import Evidence
+from neurosde.models.network_denoiser import Told
 from neurosde.models.training_config import PriorTraining
 
 VALIDATION_MATRICES = 64  # of each size
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a step learns from.
+
+    Attributes:
+        J: matrices (network, post, pre), float64.
+        evidence: what is known of each of them.
+        told: what the network may be told of each.
+        family: 1 + index of the ensemble of each, 0 where there is but one.
+    """
+
+    J: Tensor
+    evidence: Evidence
+    told: Told
+    family: Tensor
 
 
 class TrainingData(ABC):
@@ -53,11 +73,11 @@ class TrainingData(ABC):
 
     @abstractmethod
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
-        """Batches of the steps from `start` on: `step`, and whatever `matrices` takes."""
+        """Batches of the steps from `start` on: `step`, and whatever `examples` takes."""
 
     @abstractmethod
-    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """J (network, post, pre), float64, and 1 + index of the family of each, None where there are no families."""
+    def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
+        """What the network is to learn from in this batch."""
 
     @abstractmethod
     def validation(self) -> list[dict[str, Any]]:
@@ -84,18 +104,23 @@ class DrawnMatrices(TrainingData):
                 N = self.sizes[k]
                 yield {"step": step, "N": N, "count": self.batch_size(N, world_size)}
 
-    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Draw as many matrices from each ensemble."""
-        N, count = int(batch["N"]), int(batch["count"])
+        W, family, _ = self.drawn(int(batch["N"]), int(batch["count"]), generator)
+        return _of_prior(W / self.scale(W.shape[-1]), family if self.families else torch.zeros_like(family))
+
+    def drawn(self, N: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw as many matrices W from each ensemble: they, 1 + index of the ensemble of each, and its gain."""
         first = int(torch.randint(len(self.ensembles), (), generator=generator, device=generator.device))
         counts = [(count + k) // len(self.ensembles) for k in range(len(self.ensembles))]
         counts = counts[first:] + counts[:first]
-        drawn = [kind.sample_weights(n, N, generator) for kind, n in zip(self.ensembles, counts, strict=True) if n]
-        J = torch.cat(drawn) / self.scale(N)
-        if not self.families:
-            return J, None
+        drawn, gains = [], []
+        for kind, n in zip(self.ensembles, counts, strict=True):
+            if n:
+                gains.append(kind.sample_gains(n, generator))
+                drawn.append(kind.matrices(gains[-1], N, generator))
         family = torch.repeat_interleave(torch.arange(1, len(counts) + 1), torch.as_tensor(counts))
-        return J, family.to(J.device)
+        return torch.cat(drawn), family.to(generator.device), torch.cat(gains)
 
     def validation(self) -> list[dict[str, Any]]:
         """Other draws than those trained on: their generators have another key."""
@@ -137,10 +162,11 @@ class CubeMatrices(TrainingData):
         for step in range(start, c.steps):
             yield {"step": step, "weights": next(streams[order[step]])["weights"]}
 
-    def matrices(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Bring weights into J units."""
         weights = batch["weights"].to(generator.device).double()
-        return weights / self.scale(weights.shape[-1]), None
+        family = torch.zeros(len(weights), dtype=torch.long, device=weights.device)
+        return _of_prior(weights / self.scale(weights.shape[-1]), family)
 
     def validation(self) -> list[dict[str, Any]]:
         """First networks of the validation split."""
@@ -160,6 +186,12 @@ def training_data(config: PriorTraining) -> TrainingData:
         ValueError: a file is no cube, or has no networks for training or for validation.
     """
     return CubeMatrices(config) if config.dataset else DrawnMatrices(config)
+
+
+def _of_prior(J: Tensor, family: Tensor) -> Examples:
+    """Examples without recordings."""
+    told = replace(Told.of(len(J), device=J.device), family=family)
+    return Examples(J, Evidence.none(J.shape[-1], J.device).expand(J.shape[:1]), told, family)
 
 
 def _endless(one: CubeLoader, given: int) -> Iterator[dict[str, Tensor]]:

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
     "train prior": ("neurosde.models.train_command", "train a diffusion prior over weights"),
+    "train cfg": ("neurosde.models.train_cfg_command", "train a diffusion posterior over weights, given recordings"),
     "sample prior": ("neurosde.models.sample_command", "draw weights from a diffusion prior"),
     "evaluate prior": ("neurosde.evaluation.evaluate_prior", "compare sampled weights with draws of their ensemble"),
     "evaluate": ("neurosde.evaluation.evaluate", "evaluate a posterior against truth and recording; write a report"),

@@ -158,8 +158,7 @@ def test_the_multistep_sampler_is_exact_for_its_gaussian(v):
     levels, start = noise_levels(4, 80.0, 0.01), 80 * torch.randn(50, 3, 3, dtype=D)
     denoise = ScaleMixtureDenoiser(torch.tensor([v], dtype=D))
     drawn = sample(denoise, start.shape, sigmas=levels, start=start, prior_variance=v)
-    flow = math.sqrt((v + 0.01**2) / (v + 80.0**2)) * start
-    rounded(drawn, v / (v + 0.01**2) * flow)
+    rounded(drawn, math.sqrt(v / (v + 80.0**2)) * start)
 
 
 def test_the_multistep_sampler_is_exact_where_the_network_is_quadratic_in_log_sigma():

@@ -19,8 +19,8 @@ from neurosde.cli import main
 from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, Sparse
 from neurosde.models import tensor_files, train_command, training
 from neurosde.models.diffusion_prior import load_prior
-from neurosde.models.train_prior import TrainingRun, train_prior
-from neurosde.models.training import PriorModule, denoising_loss, training_sigmas
+from neurosde.models.training_run import TrainingRun, train_prior
+from neurosde.models.training import DenoiserModule, denoising_loss, training_sigmas
 from neurosde.models.training_config import PriorTraining, read_training
 from neurosde.models.training_data import training_data
 
@@ -68,7 +68,7 @@ def test_it_learns_what_a_gaussian_prior_lacks(tmp_path):
     assert len(losses) == 10 and losses[-1] < losses[4] < losses[0]
     training_losses = [loss for _, loss in metrics(tmp_path, 0)]
     assert len(training_losses) == 15 and np.mean(training_losses[-5:]) < np.mean(training_losses[:3])
-    untrained = PriorModule(config).network
+    untrained = DenoiserModule(config).network
     J, _ = training_data(config).matrices({"N": 10, "count": 400}, generator(99))
     for sigma, best in ((0.5, 0.5), (1.0, 0.7)):  # it does about as well as that after so few steps
         levels = torch.full((400,), sigma, dtype=torch.float64)
@@ -90,7 +90,7 @@ def heard():
 
 
 def interrupt_at(monkeypatch, step, times=1):
-    original = PriorModule.on_train_batch_end
+    original = DenoiserModule.on_train_batch_end
 
     def then(self, outputs, *rest):
         original(self, outputs, *rest)
@@ -98,7 +98,7 @@ def interrupt_at(monkeypatch, step, times=1):
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(PriorModule, "on_train_batch_end", then)
+    monkeypatch.setattr(DenoiserModule, "on_train_batch_end", then)
 
 
 @pytest.mark.parametrize("step", [1, 16, 40])

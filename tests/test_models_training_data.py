@@ -15,8 +15,8 @@ from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Block, Dale, GainMixture, Gaussian, LowRank, Sparse
 from neurosde.models import training
 from neurosde.models.diffusion_prior import load_prior
-from neurosde.models.train_prior import TrainingRun, train_prior
-from neurosde.models.training import PriorModule, training_sigmas
+from neurosde.models.training_run import TrainingRun, train_prior
+from neurosde.models.training import DenoiserModule, training_sigmas
 from neurosde.models.training_config import PriorTraining
 from neurosde.models.training_data import DrawnMatrices, training_data
 
@@ -106,7 +106,7 @@ def test_batches_depend_on_seed_step_and_rank_alone():
     half = list(data.batches(0, 1, 2))
     assert [(one["step"], one["N"]) for one in half] == [(one["step"], one["N"]) for one in whole]
     assert all(one["count"] == max(1, 80 // one["N"] ** 2) for one in half)
-    module, again, other = (PriorModule(one) for one in (config, config, replace(config, seed=1)))
+    module, again, other = (DenoiserModule(one) for one in (config, config, replace(config, seed=1)))
     drawn = [data.matrices(whole[3], one._generator(1, *key))[0]
              for one, key in ((module, (3, 0)), (again, (3, 0)), (other, (3, 0)), (module, (4, 0)), (module, (3, 1)))
              ]  # fmt: skip

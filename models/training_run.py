@@ -1,6 +1,6 @@
 """Running a training: devices, checkpoints, interruption.
 
-OUT/prior.safetensors   the prior, when it is trained
+OUT/prior.safetensors   the prior, when it is trained; of a posterior OUT/posterior.safetensors
 OUT/state.safetensors   what the training goes on from, until then
 OUT/log/version_K/      metrics.csv, of the K-th time that it was started
 """
@@ -24,9 +24,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
+from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
-from neurosde.models.training import PriorModule
-from neurosde.models.training_config import PriorTraining
+from neurosde.models.training import DenoiserModule
+from neurosde.models.training_config import PosteriorTraining, PriorTraining
 from neurosde.models.training_data import TrainingData
 from neurosde.models.training_state import SafeTensorsIO, check_same_training
 from neurosde.provenance import config_json, make_folder
@@ -34,6 +35,7 @@ from neurosde.validation import check_count, check_positive
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
+Model = DiffusionPrior | CFGPosterior
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,41 @@ def train_prior(config: PriorTraining, out: str | Path, run: TrainingRun | None 
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: Ctrl-C; the state is saved, and the same call goes on.
     """
-    run, out = run or TrainingRun(), Path(out)
-    final, state = out / "prior.safetensors", out / "state.safetensors"
+    prior = _train(config, Path(out), run or TrainingRun(), "prior", load_prior)
+    assert isinstance(prior, DiffusionPrior)
+    return prior
+
+
+def train_posterior(config: PosteriorTraining, out: str | Path, run: TrainingRun | None = None) -> CFGPosterior:
+    """Train a posterior, or go on with it where it was interrupted.
+
+    Args:
+        config: what to train.
+        out: folder of the posterior, its state and its log.
+        run: where to train.
+
+    Returns:
+        The posterior, which is in OUT/posterior.safetensors too.
+
+    Raises:
+        ValueError, MemoryError, FloatingPointError, KeyboardInterrupt: as `train_prior`.
+    """
+    posterior = _train(config, Path(out), run or TrainingRun(), "posterior", CFGPosterior.from_pretrained)
+    assert isinstance(posterior, CFGPosterior)
+    return posterior
+
+
+def _train(
+    config: PriorTraining, out: Path, run: TrainingRun, kind: str, load: Callable[[Path], Model]
+) -> Model:
+    final, state = out / f"{kind}.safetensors", out / "state.safetensors"
     if final.exists():
-        prior = load_prior(final)
-        there = {key: value for key, value in prior.config.training.items() if key != "steps_done"}
+        model = load(final)
+        there = {key: value for key, value in model.config.training.items() if key != "steps_done"}
         check_same_training(config_json(there), config_json(config.contents()), final)
-        return prior
+        return model
     make_folder(state)
-    module = PriorModule(config)
+    module = DenoiserModule(config)
     with _quiet(), _interruptible() as interrupted:
         trainer = pl.Trainer(
             accelerator=run.accelerator,
@@ -122,13 +150,13 @@ def train_prior(config: PriorTraining, out: str | Path, run: TrainingRun | None 
             ) from error
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from error
-    prior = module.prior()
+    model = module.model()
     if interrupted.is_set():
         raise KeyboardInterrupt
     if trainer.is_global_zero:
-        prior.save(final)
+        model.save(final)
         state.unlink(missing_ok=True)
-    return prior
+    return model
 
 
 class _Data(pl.LightningDataModule):

@@ -1,0 +1,322 @@
+"""The posterior over weights given a recording, by a denoiser that was trained once on recordings of many networks.
+
+A recording enters through Λ and B alone (`neurosde.likelihood`), which say all about W that it says where σ is known.
+They are folded into the denoiser (`neurosde.models.edm`): what a Gaussian prior would make of the recording is exact,
+and the network adds what the ensembles that it was trained on have beyond a Gaussian. Weights are measured by
+s₀ = ĝ/√N, where ĝ is the gain that is told or else the one that the recording makes most probable: a function of the
+recording, so that nothing is approximated by it.
+
+σ is known, or drawn anew for each draw of W from its own posterior, for a Gaussian prior of W.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurosde.brownian import as_generator
+from neurosde.datasets.recordings import Recording, merge_settings, read_recording
+from neurosde.likelihood import TransitionStatistics
+from neurosde.models.denoiser import PairNetwork
+from neurosde.models.diffusion_prior import PriorConfig, with_exact_zeros
+from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
+from neurosde.models.empirical_bayes import empirical_bayes, evidence_gain, sample_noise_scales
+from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
+from neurosde.models.inference import recording_statistics
+from neurosde.models.model_files import load_model, save_model
+from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.samplers import Method, sample
+from neurosde.validation import check_count, check_positive
+
+Observed = Recording | TransitionStatistics | str | Path
+STEPS = 24
+MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
+
+
+@dataclass(frozen=True)
+class PosteriorConfig(PriorConfig):
+    """What a posterior is, apart from its weights; see `PriorConfig`.
+
+    Attributes:
+        gains: smallest and largest root mean square gain √(N E W²) of the networks it was trained on.
+    """
+
+    gains: tuple[float, float] = (0.1, 10.0)
+
+
+class CFGPosterior:
+    """Posteriors over the weights of any number of neurons, given recordings of them.
+
+    Args:
+        network: the pair network.
+        config: what it was trained for.
+    """
+
+    def __init__(self, network: PairNetwork, config: PosteriorConfig) -> None:
+        self.network = network.eval()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = "base", device: torch.device | str = "cpu") -> CFGPosterior:
+        """Read a trained posterior.
+
+        Args:
+            path: name of one that comes with neurosde, or file or folder that `neurosde train cfg` wrote.
+            device: where to put the network.
+
+        Raises:
+            FileNotFoundError: no such file, and none of that name.
+            ValueError: not a posterior, or one of another format version; no such device.
+        """
+        return cls(*load_model(path, "posterior", PosteriorConfig, device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the ensembles that it knows."""
+        return self.config.network.families
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write it to one file, NAME.safetensors, which appears when it is whole.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the file cannot be written.
+        """
+        return save_model(path, "posterior", self.network, self.config, dtype)
+
+    def condition(
+        self,
+        recording: Observed | Sequence[Observed],
+        *,
+        noise_std: float | None = None,
+        gain: float | None = None,
+        family: str | None = None,
+        estimate_input: bool = False,
+    ) -> WeightPosterior:
+        """Return the posterior given a recording.
+
+        Args:
+            recording: a recording with its dt, the path of one, or the statistics of its transitions; or several, of
+                other networks of as many neurons.
+            noise_std: σ per √time; None draws it from its posterior.
+            gain: root mean square gain, √(N E W²), where it is known.
+            family: name of the ensemble, where it is known.
+            estimate_input: an unknown constant input drives each neuron (where no statistics are given).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: recordings of different numbers of neurons, an unknown family, numbers out of range, or a
+                recording that is silent.
+        """
+        several = isinstance(recording, Sequence) and not isinstance(recording, str)
+        given: Sequence[Observed] = recording if several else [recording]  # type: ignore[assignment,list-item]
+        statistics = [_statistics(one, estimate_input) for one in given]
+        sizes = {one.num_neurons for one in statistics}
+        if len(sizes) != 1:
+            raise ValueError(f"recordings must be of networks of one size; got {sorted(sizes)} neurons.")
+        if family is not None and family not in self.families:
+            raise ValueError(f"family must be one of {sorted(self.families)}; got {family!r}.")
+        if noise_std is not None:
+            check_positive(noise_std, "noise_std", zero_ok=True)
+        if gain is not None:
+            check_positive(gain, "gain")
+        return WeightPosterior(self, statistics, noise_std, gain, family, several)
+
+
+class WeightPosterior:
+    """The posterior over weights given one recording, or several: p(W | recording, what else is known).
+
+    See `CFGPosterior.condition`. Of several recordings each result has a dimension more, before those of W.
+    """
+
+    def __init__(
+        self,
+        model: CFGPosterior,
+        statistics: Sequence[TransitionStatistics],
+        noise_std: float | None,
+        gain: float | None,
+        family: str | None,
+        several: bool,
+    ) -> None:
+        self.model = model
+        self.statistics = tuple(statistics)
+        self.gain = gain
+        self.family = family
+        self._several = several
+        spectra = [one.spectrum() for one in statistics]
+        eigenvalues, vectors, cross = (torch.stack(parts).to(model.device) for parts in zip(*spectra, strict=True))
+        self._unit = Evidence(eigenvalues, vectors, cross)  # where the noise of a transition is 1
+        self._fixed = noise_std is not None
+        self.noise_std = tuple(
+            empirical_bayes(one).noise_std if noise_std is None else max(noise_std, one.noise_floor)
+            for one in statistics
+        )
+        self._scales = torch.tensor(
+            [one.noise_scale(sigma) for one, sigma in zip(statistics, self.noise_std, strict=True)],
+            dtype=torch.float64,
+            device=model.device,
+        )
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of neurons N."""
+        return self.statistics[0].num_neurons
+
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        *,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, math.inf),
+        steps: int = STEPS,
+        method: Method = "multistep",
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw weights.
+
+        Args:
+            shape: of the draws.
+            guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
+                draws from neither and is not calibrated, whatever it looks like.
+            guidance_interval: noise levels, in units of s₀, between which the guidance acts.
+            steps: noise levels.
+            method: see `neurosde.models.sample`.
+            generator: seed or generator, on the device of the network.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            W (..., post, pre), shape (*shape, N, N), float64, on the device of the network.
+
+        Raises:
+            ValueError: numbers out of range.
+            MemoryError: the GPU is too small.
+        """
+        shape = tuple(check_count(size, "shape") for size in shape)
+        source = as_generator(generator, self.model.device)
+        N = self.num_neurons
+        denoise, evidence, gain = self._denoiser(self._noise_scales(math.prod(shape), source))
+        guided: Denoiser = denoise
+        if guidance != 1:
+            guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
+        J = sample(
+            guided, (math.prod(shape), len(self.statistics), N, N), method=method,
+            sigmas=noise_levels(steps, self.model.config.sigma_max), evidence=evidence if guidance else None,
+            generator=source, device=self.model.device, progress=progress,
+        )  # fmt: skip
+        if self.model.config.sparse:
+            J = with_exact_zeros(J)
+        return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
+
+    @property
+    def mean(self) -> Float[Tensor, "*recording post pre"]:
+        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ where that is not known."""
+        found = self._at_most_noise(lambda denoise, x, s: denoise(x, s))
+        return self._shaped(found.mean(0, keepdim=True), ())
+
+    def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
+        """Posterior standard deviation of each weight, from draws, shape (post, pre)."""
+        return self.sample((check_count(draws, "draws", 2),), generator=generator).std(0)
+
+    def interval(
+        self, level: float, draws: int = 256, generator: int | torch.Generator | None = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the central interval of each weight, from draws, each (post, pre).
+
+        Raises:
+            ValueError: the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1; got {level}.")
+        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=self.model.device)
+        low, high = torch.quantile(self.sample((check_count(draws, "draws", 2),), generator=generator), ends, dim=0)
+        return low, high
+
+    @property
+    def family_probabilities(self) -> dict[str, Tensor]:
+        """Posterior probability of each ensemble, all equally probable before, shape () or (recording,).
+
+        Raises:
+            ValueError: the family was told.
+        """
+        if self.family is not None:
+            raise ValueError(f"the family is known to be {self.family!r}: leave family out of condition().")
+
+        def log_families(denoise: NetworkDenoiser, x: Tensor, s: Tensor) -> Tensor:
+            return denoise.log_families(x, s)
+
+        probabilities = self._at_most_noise(log_families).exp().mean(0)
+        shaped = probabilities if self._several else probabilities[0]
+        return {name: shaped[..., k] for k, name in enumerate(self.model.families)}
+
+    def _noise_scales(self, count: int, source: torch.Generator | None) -> Tensor:
+        """Standard deviation of a transition's noise, of each draw and recording, shape (count, recording)."""
+        if self._fixed:
+            return self._scales.expand(count, -1)
+        found = [sample_noise_scales(one, count, self.model.config.gains, source) for one in self.statistics]
+        return torch.stack(found, dim=-1).to(self._scales)
+
+    def _denoiser(self, scales: Tensor) -> tuple[NetworkDenoiser, Evidence, Tensor]:
+        """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""
+        N = self.num_neurons
+        of_noise = scales.square()
+        unit = self._unit.expand(of_noise.shape)
+        in_W = Evidence(
+            unit.eigenvalues / of_noise.unsqueeze(-1), unit.vectors, unit.cross / of_noise[..., None, None]
+        )
+        if self.gain is None:
+            gain = evidence_gain(in_W, *self.model.config.gains)
+        else:
+            gain = torch.full_like(of_noise, self.gain)
+        evidence = in_W.scaled(gain / math.sqrt(N))
+        known = self.gain is not None
+        return NetworkDenoiser(self.model.network, self._family, evidence, gain, known), evidence, gain
+
+    def _prior(self, gain: Tensor) -> Denoiser:
+        """The denoiser without a recording, in the units of the one with it."""
+        nothing = Evidence.none(self.num_neurons, gain.device).expand(gain.shape)
+        own = gain if self.gain is not None else evidence_gain(nothing, *self.model.config.gains)
+        prior = NetworkDenoiser(self.model.network, self._family, None, own, self.gain is not None)
+        return RescaledDenoiser(prior, gain / own)
+
+    @property
+    def _family(self) -> int:
+        return 0 if self.family is None else 1 + self.model.families.index(self.family)
+
+    def _at_most_noise(self, what: Callable[[NetworkDenoiser, Tensor, Tensor], Tensor]) -> Tensor:
+        """Evaluate at σ_max, in units of W for matrices: shape (evaluation, recording, ...)."""
+        N, count, sigma = self.num_neurons, len(self.statistics), self.model.config.sigma_max
+        denoise, evidence, gain = self._denoiser(self._scales.expand(MEAN_EVALUATIONS, -1))
+        source = torch.Generator(self.model.device).manual_seed(0)
+        half = (MEAN_EVALUATIONS // 2, count, N, N)
+        z = torch.randn(half, generator=source, dtype=torch.float64, device=self.model.device)
+        s = torch.tensor(sigma, dtype=torch.float64, device=self.model.device)
+        with torch.no_grad():  # at ±z about the Gaussian posterior's mean: what is linear in z cancels
+            centre = fold(gain.new_zeros(*gain.shape, N, N), math.inf, evidence).posterior_mean
+            found = what(denoise, centre + sigma * torch.cat([z, -z]), s)
+        return found * (gain / math.sqrt(N))[..., None, None] if found.ndim == 4 else found
+
+    def _shaped(self, W: Tensor, shape: Sequence[int]) -> Tensor:
+        """Shape (*shape, recording, post, pre), without the dimension of recordings where there is but one."""
+        W = W.reshape(*shape, *W.shape[1:])
+        return W if self._several else W.squeeze(-3)
+
+
+def _statistics(one: Observed, estimate_input: bool) -> TransitionStatistics:
+    if isinstance(one, TransitionStatistics):
+        return one
+    recording = one if isinstance(one, Recording) else read_recording(one)
+    return recording_statistics(
+        merge_settings(recording, dt=None, tau=None, drive=None), estimate_input=estimate_input
+    )

@@ -1,0 +1,200 @@
+"""Recordings to train a posterior on, simulated on the device of the network.
+
+A simulation makes the recordings of `reuse` steps, of other networks each. It is of one dt and of as many trials for
+all its networks, whose ensemble, gain, noise and input differ; each network is seen at several lengths of its
+recording. All that a posterior needs of a recording are Λ and B (`neurosde.likelihood`), and in units where σ is known
+it is the same whatever dt and τ are: so τ = 1 here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosde.brownian import BrownianPath
+from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.models.edm import Evidence
+from neurosde.models.empirical_bayes import evidence_gain
+from neurosde.models.network_denoiser import Told
+from neurosde.models.training_config import PosteriorTraining
+from neurosde.models.training_data import VALIDATION_MATRICES, DrawnMatrices, Examples
+from neurosde.solve import simulate_rate_network
+
+LENGTHS = 4  # of the recording of each network
+_CHUNK = {"cpu": 2**20, "cuda": 2**25}  # voltages simulated at a time
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Recordings of one simulation.
+
+    Attributes:
+        weights: W (recording, post, pre), float64.
+        evidence: of each recording, in units of W.
+        family: 1 + index of the ensemble of each, shape (recording,).
+        gain: root mean square gain √(N E W²) of its ensemble, given its gain, shape (recording,).
+    """
+
+    weights: Tensor
+    evidence: Evidence
+    family: Tensor
+    gain: Tensor
+
+
+class SimulatedRecordings(DrawnMatrices):
+    """Networks drawn from the ensembles of a training, and recordings of them.
+
+    Attributes:
+        gains: smallest and largest root mean square gain √(N E W²) of the ensembles.
+    """
+
+    config: PosteriorTraining
+
+    def __init__(self, config: PosteriorTraining) -> None:
+        super().__init__(config)
+        scales = [_squared_gain(kind, max(self.sizes)) for kind in self.ensembles]
+        ends = [_lowest_and_highest(kind) for kind in self.ensembles]
+        self.gains = (
+            min(math.sqrt(a + b * low**2) for (a, b), (low, _) in zip(scales, ends, strict=True)),
+            max(math.sqrt(a + b * high**2) for (a, b), (_, high) in zip(scales, ends, strict=True)),
+        )
+        self._kept: dict[tuple[int, int], Recordings] = {}  # by size and number of the simulation
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Numbers of steps, with what to simulate for each."""
+        seen = dict.fromkeys(range(len(self.sizes)), 0)
+        for step, k in enumerate(self.order().tolist()):
+            if step >= start:
+                N = self.sizes[k]
+                number, part = divmod(seen[k], self.config.reuse)
+                count = self.batch_size(N, world_size)
+                yield {"step": step, "N": N, "count": count, "number": number, "part": part, "rank": rank}
+            seen[k] += 1
+
+    def validation(self) -> list[dict[str, Any]]:
+        """Other recordings than those trained on: their generators have another key."""
+        count = VALIDATION_MATRICES
+        return [{"N": N, "count": count, "number": -1, "part": 0, "rank": 0} for N in self.sizes]
+
+    def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
+        """Take a share of a simulation, in units of each recording's own gain or of the one that is told."""
+        one = self._recordings(batch, generator.device)
+        N, c = one.weights.shape[-1], self.config
+        some = torch.arange(int(batch["part"]), len(one.weights), c.reuse, device=generator.device)
+
+        def happens(share: float) -> Tensor:
+            return torch.rand(len(some), generator=generator, device=generator.device) < share
+
+        evidence = one.evidence[some]
+        evidence = evidence.scaled(torch.where(happens(c.recording_dropout), 0.0, 1.0).double())
+        gain_known = ~happens(c.gain_dropout)
+        gain = torch.where(gain_known, one.gain[some], evidence_gain(evidence, *self.gains))
+        scale = gain / math.sqrt(N)
+        family = one.family[some]
+        told = Told(family, gain, gain_known)
+        return Examples(one.weights[some] / scale[:, None, None], evidence.scaled(scale), told, family)
+
+    def _recordings(self, batch: dict[str, Any], device: torch.device) -> Recordings:
+        N, number = int(batch["N"]), int(batch["number"])
+        if (N, number) not in self._kept:
+            for key in [key for key in self._kept if key[0] == N and key[1] >= 0]:
+                if number >= 0:
+                    del self._kept[key]
+            # Validation has the number −1, which a seed sequence cannot hold. How long a simulation is, is the same in
+            # all processes, which wait for each other.
+            key = (self.config.seed, 3, N, number + 1)
+            seed = np.random.SeedSequence((*key, int(batch["rank"]))).generate_state(1, np.uint64)[0]
+            generator = torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
+            count = int(batch["count"]) * self.config.reuse
+            self._kept[N, number] = self._simulate(N, count, np.random.default_rng(key), generator)
+        return self._kept[N, number]
+
+    def _simulate(self, N: int, count: int, shared: np.random.Generator, generator: torch.Generator) -> Recordings:
+        c, device = self.config, generator.device
+        T, trials, dt = (math.exp(shared.uniform(*np.log(limits))) for limits in (c.times, c.trials, c.dt))
+        times = round(T)
+        lengths = np.unique(np.geomspace(min(c.times[0], times), times, LENGTHS).round().astype(int)).tolist()
+        weights, family, gains = self.drawn(N, -(-count // len(lengths)), generator)
+        mixed = torch.randperm(len(weights), generator=generator, device=device)
+        weights, family, gains = weights[mixed], family[mixed], gains[mixed]
+        share, spread = torch.rand(2, len(weights), generator=generator, dtype=torch.float64, device=device)
+        low, high = np.log(c.noise_std)
+        noise = (low + share * (high - low)).exp()
+        current = torch.randn(len(weights), N, generator=generator, dtype=torch.float64, device=device)
+        current *= c.input_std * spread.unsqueeze(-1)
+        number = max(1, min(round(trials), c.transitions // times))
+        xx, yx = simulated_sums(weights, number, lengths, dt, noise, current, generator)
+        copies = len(lengths)
+        evidence = Evidence.of(xx.flatten(0, 1), yx.flatten(0, 1))
+        scales = [torch.tensor(_squared_gain(kind, N), dtype=torch.float64) for kind in self.ensembles]
+        squares = torch.stack(scales).to(gains.device)[family - 1]
+        gain = (squares[:, 0] + squares[:, 1] * gains.square()).sqrt()
+        return Recordings(weights.repeat(copies, 1, 1), evidence, family.repeat(copies), gain.repeat(copies))
+
+
+def simulated_sums(
+    weights: Tensor, trials: int, lengths: list[int], dt: float, noise_std: Tensor, current: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Simulate networks from random states, and sum up their transitions: Λ and B at several lengths, τ = 1.
+
+    Args:
+        weights: W (network, post, pre).
+        trials: trials of each network.
+        lengths: numbers of times, rising.
+        dt: step.
+        noise_std: σ of each network, shape (network,).
+        current: constant input (network, neuron).
+        generator: of initial states and noise, on the device of the weights.
+
+    Returns:
+        Λ and B, shape (length, network, neuron, neuron) each, float64.
+    """  # fmt: skip
+    count, N = current.shape
+    device = weights.device
+    variance = (noise_std.square() / dt).view(-1, 1, 1)
+    W, current32 = weights.float().unsqueeze(1), current.float().unsqueeze(1)
+    sigma = noise_std.float().view(-1, 1, 1)
+    h = torch.randn(count, trials, N, generator=generator, device=device)
+    xx = torch.zeros(count, N, N, dtype=torch.float64, device=device)
+    yx = torch.zeros_like(xx)
+    found, time = [], 0
+    most = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // (count * trials * N))
+    for length in lengths:
+        while time < length - 1:
+            steps = min(length - 1 - time, most)
+            noise = torch.randn(steps, count, trials, N, generator=generator, device=device).mul_(math.sqrt(dt))
+            with torch.autocast(device.type, enabled=False):  # a training's: bfloat16 is for networks
+                x, voltage = simulate_rate_network(
+                    W, h, steps + 1, dt, 1.0, current32, sigma, return_h=True, engine="torch", bm=BrownianPath(noise, dt)
+                )
+            phi = x[..., :-1, :].flatten(1, 2).double()
+            v = voltage.double()
+            y = ((v[..., 1:, :] - (1 - dt) * v[..., :-1, :]) / dt).flatten(1, 2) - current.unsqueeze(1)
+            xx += phi.mT @ phi
+            yx += y.mT @ phi
+            h, time = voltage[..., -1, :].contiguous(), time + steps
+        found.append((xx / variance, yx / variance))
+    return torch.stack([one[0] for one in found]), torch.stack([one[1] for one in found])
+
+
+def _lowest_and_highest(kind: Ensemble) -> tuple[float, float]:
+    """Range of an ensemble's gain."""
+    if isinstance(kind, GainMixture):
+        return kind.base.gain, kind.gain_high
+    assert isinstance(kind, FixedGain)
+    return kind.gain, kind.gain
+
+
+def _squared_gain(kind: Ensemble, N: int) -> tuple[float, float]:
+    """A and b of N E W² = a + b g², for an ensemble of gain g."""
+    base = kind.base if isinstance(kind, GainMixture) else kind
+    assert isinstance(base, FixedGain)
+    one, two = (N * replace(base, gain=gain).variance(N) for gain in (1.0, 2.0))
+    return one - (two - one) / 3, (two - one) / 3
