@@ -28,7 +28,7 @@ from neurosde.models.diffusion_prior import PriorConfig, with_exact_zeros
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import empirical_bayes, evidence_gain, sample_noise_scales
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
-from neurosde.models.inference import recording_statistics
+from neurosde.models.recorded import recording_statistics
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample

@@ -24,7 +24,7 @@ def add_arguments(parser: OptionParser) -> None:
 def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
     make_folder(check_name(options.out))  # before the work, not after it
-    result = infer(options.recording, from_options(InferenceConfig, options))
+    result = infer(options.recording, from_options(InferenceConfig, options), progress=True)
     trials, samples, N = result.recording.activity.shape
     print(f"{result.recording.source}: {N} neurons, {trials} trials of {samples} times")
     for note in result.notes:

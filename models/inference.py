@@ -3,29 +3,36 @@
 exact           the exact posterior for a Gaussian prior; gain and noise as given, else by empirical Bayes
 ridge           the same with the prior variance chosen by generalised cross-validation
 least-squares   a flat prior: needs more transitions than neurons, and shows what the prior is for
+cfg             a diffusion model trained on recordings of many networks (`neurosde.models.diffusion_cfg`); the exact
+                posterior for a Gaussian prior, gain and noise by empirical Bayes, stands beside it
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
-from neurosde.likelihood import TransitionStatistics, transition_statistics
+from neurosde.likelihood import TransitionStatistics
+from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge_parameter
 from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.recorded import recording_statistics, recording_transitions
 from neurosde.rate_sde import Drive
+from neurosde.residuals import ResidualCheck, residual_checks
 from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
 PREDICTIVE_BYTES = 2**28  # of simulated activity kept in memory and in the posterior file
-Method = Literal["exact", "ridge", "least-squares"]
+Method = Literal["exact", "ridge", "least-squares", "cfg"]
+CHECKED_DRAWS = 9  # whose residuals are checked
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,14 @@ class InferenceConfig:
     noise_std: float | None = field(default=None, metadata={"help": "noise sigma (default: estimated)"})
     gain: float | None = field(default=None, metadata={"help": "prior: weights have variance gain^2/N (estimated)"})
     method: Method = field(default="exact", metadata={"help": "how to infer"})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "cfg: a trained posterior, its file or name (default base)"}
+    )
+    family: str | None = field(default=None, metadata={"help": "cfg: the ensemble, where it is known (default: open)"})
+    guidance: float | None = field(
+        default=None, metadata={"help": "cfg: weight of the guidance; 1, the default, is calibrated, others are not"}
+    )
+    steps: int | None = field(default=None, metadata={"help": "cfg: noise levels of the sampler (default 24)"})
     estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
     drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
     draws: int = field(default=256, metadata={"help": "posterior draws"})
@@ -54,10 +69,17 @@ class InferenceConfig:
                 check_positive(getattr(self, name), name)
         if self.noise_std is not None:
             check_positive(self.noise_std, "noise_std", zero_ok=True)
-        if self.method not in ("exact", "ridge", "least-squares"):
-            raise ValueError(f"method must be exact, ridge or least-squares; got {self.method!r}.")
-        if self.method != "exact" and self.gain is not None:
+        if self.method not in get_args(Method):
+            raise ValueError(f"method must be one of {get_args(Method)}; got {self.method!r}.")
+        if self.method not in ("exact", "cfg") and self.gain is not None:
             raise ValueError(f"method {self.method!r} has no prior gain; leave it out, or use method 'exact'.")
+        for name in ("checkpoint", "family", "guidance", "steps"):
+            if self.method != "cfg" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for method 'cfg'; got it with {self.method!r}.")
+        if self.guidance is not None:
+            check_positive(self.guidance, "guidance", zero_ok=True)
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_count(self.draws, "draws", 2)
         check_count(self.predictive_draws, "predictive_draws", 0)
         if self.predictive_draws > self.draws:
@@ -73,14 +95,15 @@ class Inference:
         recording: the recording, with dt, tau and drive settled.
         config: the settings.
         statistics: sums over its transitions.
-        posterior: the exact posterior given noise and prior.
+        posterior: the exact posterior for a Gaussian prior, given noise and prior variance.
         point_estimate: the method's estimate of W (post, pre).
         draws: posterior draws (draw, post, pre).
-        log_density: log posterior density of each draw.
+        log_density: log posterior density of each draw; of method cfg the log-likelihood of the recording.
         input: constant input used (neuron,): known, or the posterior mean of an estimated one.
         input_sd: posterior standard deviation of each neuron's input; 0 where it is known.
         predicted: activity simulated from the first draws (draw, trial, time, neuron).
         notes: what was estimated or left out, in sentences.
+        checks: whether the residuals look as the model says, see `neurosde.residuals`.
     """
 
     recording: Recording
@@ -94,17 +117,23 @@ class Inference:
     input_sd: float
     predicted: np.ndarray
     notes: tuple[str, ...]
+    checks: tuple[ResidualCheck, ...]
 
 
-def infer(recording: Recording | str | Path, config: InferenceConfig | None = None) -> Inference:
+def infer(
+    recording: Recording | str | Path, config: InferenceConfig | None = None, *, progress: bool = False
+) -> Inference:
     """Infer the weights behind a recording.
+
+    Warns where the recording does not look as the model says (`neurosde.residuals`).
 
     Args:
         recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
         config: what is known and how to infer.
+        progress: show a progress bar, on a terminal, where it takes long.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no such trained posterior.
         ValueError: the recording cannot be used, or does not determine W without a prior.
     """
     config = config or InferenceConfig()
@@ -122,7 +151,19 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
         )
     posterior, point_estimate = _posterior(statistics, config, notes)
     generator = torch.Generator().manual_seed(config.seed)
-    draws = posterior.sample((config.draws,), generator)
+    if config.method == "cfg":
+        point_estimate, draws = _by_diffusion(statistics, config, notes, generator, progress)
+        log_density = statistics.log_likelihood(draws, posterior.noise_std)
+    else:
+        draws = posterior.sample((config.draws,), generator)
+        log_density = posterior.log_prob(draws)
+    checks = _checks(recording, statistics, posterior, draws, config)
+    failed = [f"{check.meaning} ({check.score:+.0f} standard deviations)" for check in checks if check.failed]
+    if failed:
+        warnings.warn(
+            f"the recording does not look as the model says: {'; '.join(failed)}. Do not trust the intervals.",
+            stacklevel=2,
+        )
     kept = min(config.predictive_draws, PREDICTIVE_BYTES // (4 * recording.activity.size))
     if kept < config.predictive_draws:
         notes.append(f"{kept} of {config.predictive_draws} predictive draws were simulated, to bound the memory.")
@@ -134,27 +175,13 @@ def infer(recording: Recording | str | Path, config: InferenceConfig | None = No
         posterior,
         point_estimate,
         draws,
-        posterior.log_prob(draws),
+        log_density,
         current,
         _input_sd(statistics, posterior) if config.estimate_input else 0.0,
         predicted,
         tuple(notes),
+        checks,
     )
-
-
-def recording_statistics(recording: Recording, *, estimate_input: bool = False) -> TransitionStatistics:
-    """Statistics of a recording whose dt, tau and drive are settled."""
-    if recording.dt is None or recording.tau is None or recording.drive is None:
-        raise ValueError(f"{recording.source} has no dt, tau or drive; settle them with merge_settings.")
-    statistics = transition_statistics(
-        recording.activity,
-        recording.dt,
-        recording.tau,
-        voltage=recording.voltage,
-        input=recording.input,
-        drive=recording.drive,
-    )
-    return statistics.without_input() if estimate_input else statistics
 
 
 def _posterior(
@@ -193,6 +220,53 @@ def _posterior(
         )
     posterior = GaussianPosterior.from_statistics(statistics, found.noise_std, variance)
     return posterior, posterior.mean
+
+
+def _by_diffusion(
+    statistics: TransitionStatistics,
+    config: InferenceConfig,
+    notes: list[str],
+    generator: torch.Generator,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Mean and draws of the trained posterior."""
+    model = CFGPosterior.from_pretrained(config.checkpoint or "base")
+    given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
+    N, (low, high) = statistics.num_neurons, (min(model.config.sizes), max(model.config.sizes))
+    if not low <= N <= high:
+        notes.append(f"the trained posterior has seen {low} to {high} neurons, and is untested at {N}.")
+    guidance = 1.0 if config.guidance is None else config.guidance
+    if guidance not in (0.0, 1.0):
+        notes.append(f"guidance = {guidance:g} draws from no posterior: spreads and intervals are not calibrated.")
+    if config.family is None and guidance:
+        shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
+        notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
+    draws = given.sample(
+        (config.draws,), guidance=guidance, steps=config.steps or STEPS, generator=generator, progress=progress
+    )
+    return given.mean, draws
+
+
+def _checks(
+    recording: Recording,
+    statistics: TransitionStatistics,
+    posterior: GaussianPosterior,
+    draws: Tensor,
+    config: InferenceConfig,
+) -> tuple[ResidualCheck, ...]:
+    """Check the residuals of some draws, where there is noise to be checked."""
+    if posterior.noise_std <= 1.01 * statistics.noise_floor or config.method == "least-squares":
+        return ()
+    some = draws[:CHECKED_DRAWS]
+    return tuple(
+        residual_checks(
+            recording_transitions(recording),
+            some,
+            torch.full((len(some),), statistics.noise_scale(posterior.noise_std)),
+            noise_known=config.noise_std is not None,
+            input_known=not config.estimate_input,
+        )
+    )
 
 
 def _input_sd(statistics: TransitionStatistics, posterior: GaussianPosterior) -> float:

@@ -1,7 +1,8 @@
 """Posteriors on disk: a netCDF file of groups that opens in xarray as a DataTree and that ArviZ reads.
 
 /posterior/weights(chain, draw, post, pre)                        draws
-/sample_stats/lp(chain, draw)                                     their log posterior density
+/sample_stats/lp(chain, draw)                                     their log posterior density; of method cfg
+                                                                  log_likelihood, the recording's given them
 /closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -60,13 +62,16 @@ def posterior_tree(result: Inference) -> xr.DataTree:
     if recording.input is not None and recording.input.ndim > 1:
         known = np.broadcast_to(recording.input, recording.activity.shape)
         constants["input_over_time"] = (dims, known, _label("known external input"))
+    density, of_density = "lp", "log posterior density of the draw"
+    if r.config.method == "cfg":
+        density, of_density = "log_likelihood", "log probability of the recording given the draw"
     groups = {
         "posterior": xr.Dataset(
             {"weights": (("chain", "draw", *pair), r.draws.numpy()[None], _label("recurrent weight from pre to post"))},
             coords=chain | neurons,
         ),
         "sample_stats": xr.Dataset(
-            {"lp": (("chain", "draw"), r.log_density.numpy()[None], _label("log posterior density of the draw"))},
+            {density: (("chain", "draw"), r.log_density.numpy()[None], _label(of_density))},
             coords=chain,
         ),
         "closed_form": xr.Dataset(
@@ -104,6 +109,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         "drive": recording.drive,
         "estimate_input": int(r.config.estimate_input),
         "notes": " ".join(r.notes),
+        "residual_checks": json.dumps({check.name: round(check.score, 2) for check in r.checks}),
     }
     if recording.network is not None:
         attributes["network"] = recording.network

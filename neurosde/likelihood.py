@@ -16,7 +16,7 @@ clipped; the remaining uncertainty sets a floor for σ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -204,6 +204,74 @@ def transition_statistics(
         ValueError: wrong shapes, fewer than two samples, NaN, rates outside the range of φ, or every transition
             saturated.
     """
+    pieces = transitions(
+        activity, dt, tau, voltage=voltage, input=input, phi=phi, drive=drive, max_voltage_error=max_voltage_error,
+        resolution=resolution,
+    )  # fmt: skip
+    total: TransitionStatistics | None = None
+    for one in pieces:
+        x, y = one.x[one.good], one.y[one.good]
+        sums = TransitionStatistics(
+            xx=x.mT @ x,
+            yx=y.mT @ x,
+            yy=y.square().sum(0),
+            x=x.sum(0),
+            y=y.sum(0),
+            count=len(y),
+            dropped=int((~one.good).sum()),
+            error=float(one.error[one.good].sum()),
+            gain=one.gain,
+            dt=float(dt),
+        )
+        total = sums if total is None else total + sums
+    assert total is not None
+    if total.count == 0:
+        raise ValueError(
+            f"all {total.dropped} transitions are saturated: rounding leaves the voltage uncertain by more than "
+            f"{max_voltage_error}. Record the voltage, store float64, or raise max_voltage_error."
+        )
+    return total
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Successive transitions of one trial, in float64.
+
+    Attributes:
+        trial: index of the trial.
+        h: voltage before each, shape (time, neuron).
+        x: firing rate before each, shape (time, neuron).
+        y: what the weights and noise made of it, (h[t+1] − a h[t])/b − I, shape (time, neuron).
+        error: mean squared error of y that rounding of the recording causes, shape (time,).
+        good: whether rounding leaves the voltage known well enough, shape (time,).
+        gain: b.
+    """
+
+    trial: int
+    h: Tensor
+    x: Tensor
+    y: Tensor
+    error: Tensor
+    good: Tensor
+    gain: float
+
+
+def transitions(
+    activity: ArrayLike | Tensor | None = None,
+    dt: float = 0.1,
+    tau: float = 1.0,
+    *,
+    voltage: ArrayLike | Tensor | None = None,
+    input: ArrayLike | Tensor | None = None,
+    phi: str | Callable[[Tensor], Tensor] | Activation = "tanh",
+    drive: Drive = "scaled",
+    max_voltage_error: float = 1e-3,
+    resolution: float | None = None,
+) -> Iterator[Transitions]:
+    """Stream the transitions of a recording, a piece of a trial at a time.
+
+    Arguments and errors are those of `transition_statistics`.
+    """
     nonlinearity = get_activation(phi)
     dt = check_time_step(dt, check_positive(tau, "tau"))
     recorded, name = (activity, "activity") if voltage is None else (voltage, "voltage")
@@ -217,9 +285,6 @@ def transition_statistics(
         _check_rates(data, nonlinearity)
     coefficients = RateSDE(np.zeros((1, 1)), tau, drive=drive).euler_coefficients(dt)
     decay, gain = (float(value) for value in coefficients)
-
-    zeros = torch.zeros(N, N, dtype=torch.float64)
-    total = TransitionStatistics(zeros, zeros, zeros[0], zeros[0], zeros[0], 0, 0, 0.0, gain, dt)
     length = max(2, CHUNK // N)
     for trial in range(trials):
         for start in range(0, samples - 1, length):
@@ -229,25 +294,7 @@ def transition_statistics(
             y = (h[1:] - decay * h[:-1]) / gain - current[trial, start : start + len(piece) - 1]
             good = (error.amax(-1)[1:] <= max_voltage_error) & (error.amax(-1)[:-1] <= max_voltage_error)
             y_error = (error[1:].square() + (decay * error[:-1]).square()).mean(-1) / gain**2
-            x, y = x[:-1][good], y[good]
-            total = total + TransitionStatistics(
-                xx=x.mT @ x,
-                yx=y.mT @ x,
-                yy=y.square().sum(0),
-                x=x.sum(0),
-                y=y.sum(0),
-                count=len(y),
-                dropped=int((~good).sum()),
-                error=float(y_error[good].sum()),
-                gain=gain,
-                dt=dt,
-            )
-    if total.count == 0:
-        raise ValueError(
-            f"all {total.dropped} transitions are saturated: rounding leaves the voltage uncertain by more than "
-            f"{max_voltage_error}. Record the voltage, store float64, or raise max_voltage_error."
-        )
-    return total
+            yield Transitions(trial, h[:-1], x[:-1], y, y_error, good, gain)
 
 
 def _as_trials(recorded: ArrayLike | Tensor, name: str) -> Tensor:

@@ -328,7 +328,8 @@ def test_a_long_step_is_warned_of_and_goes_on(tmp_path, capsys):
 def test_a_silent_recording_is_handled(tmp_path):
     """A network that never fires says nothing: the posterior is the prior where the gain is known."""
     config = InferenceConfig(dt=DT, noise_std=SIGMA, gain=GAIN, draws=4, predictive_draws=2)
-    result = infer(Recording(np.zeros((1, 50, N)), "silence"), config)
+    with pytest.warns(UserWarning, match="the noise is less than noise_std says"):
+        result = infer(Recording(np.zeros((1, 50, N)), "silence"), config)
     assert result.posterior.contraction == pytest.approx(0, abs=1e-9)
 
 

@@ -9,7 +9,7 @@ from neurosde.cli import main
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.evaluation.denoising_benchmark import DenoisingBenchmark, best_denoiser, denoising_benchmark
 from neurosde.models import load_prior, pretrained_names
-from neurosde.models.diffusion_prior import PRETRAINED
+from neurosde.models.model_files import PRETRAINED
 
 FAMILIES = ["block", "dale", "gaussian", "low-rank", "sparse"]
 
@@ -17,7 +17,7 @@ FAMILIES = ["block", "dale", "gaussian", "low-rank", "sparse"]
 def test_there_is_one_for_each_ensemble_with_its_card_and_they_are_small():
     assert pretrained_names() == ["all", *FAMILIES]
     assert sorted(path.stem for path in PRETRAINED.glob("*.md")) == pretrained_names()
-    assert sum(path.stat().st_size for path in PRETRAINED.iterdir()) < 12e6
+    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 12e6
     assert load_prior("all").config.network.families == ("gaussian", "dale", "sparse", "low-rank", "block")
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from neurosde.cli import main
-from neurosde.models import diffusion_prior, network_denoiser
+from neurosde.models import diffusion_prior, model_files, network_denoiser
 from neurosde.models.denoiser import PRESETS, PairNetwork, PairNetworkConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, load_prior
 from neurosde.models.edm import Evidence, fold
@@ -202,7 +202,7 @@ def test_what_is_no_prior_is_refused(tmp_path):
 
 
 def test_names_of_priors(tmp_path, monkeypatch):
-    monkeypatch.setattr(diffusion_prior, "PRETRAINED", tmp_path)
+    monkeypatch.setitem(model_files._FOLDER, "prior", tmp_path)
     prior_of().save(tmp_path / "gaussian.safetensors")
     assert load_prior("gaussian").config.gain_rms == 1.5
     with pytest.raises(FileNotFoundError, match=r"neither a file nor one of the priors \['gaussian'\]"):
@@ -297,7 +297,7 @@ def test_exact_zeros():
     J[0].view(-1)[:10] = 0.0079
     J[0].view(-1)[10] = 0.0081
     J[1].view(-1)[0] = -0.0079
-    found = diffusion_prior._with_exact_zeros(J)
+    found = diffusion_prior.with_exact_zeros(J)
     assert int((found[0] == 0).sum()) == 10 and float(found[0].view(-1)[10]) == 0.0081
     assert torch.equal(found[1], J[1])
 
@@ -329,7 +329,7 @@ def test_a_gpu_that_is_too_small(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(denoise.network, "forward", full)
+    monkeypatch.setattr(denoise.network, "answer", full)
     with pytest.raises(MemoryError, match="too small for matrices of 4 x 4; sample on the CPU"):
         denoise(torch.zeros(1, 4, 4), torch.tensor(1.0))
 

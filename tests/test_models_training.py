@@ -19,10 +19,10 @@ from neurosde.cli import main
 from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, Sparse
 from neurosde.models import tensor_files, train_command, training
 from neurosde.models.diffusion_prior import load_prior
-from neurosde.models.training_run import TrainingRun, train_prior
 from neurosde.models.training import DenoiserModule, denoising_loss, training_sigmas
 from neurosde.models.training_config import PriorTraining, read_training
 from neurosde.models.training_data import training_data
+from neurosde.models.training_run import TrainingRun, train_prior
 
 SMALL = PriorTraining(
     ensembles=(Sparse(1.5, 0.1),), sizes=(4,), preset="tiny", steps=40, batch_entries=160, warmup=5, ema=0.9
@@ -69,12 +69,12 @@ def test_it_learns_what_a_gaussian_prior_lacks(tmp_path):
     training_losses = [loss for _, loss in metrics(tmp_path, 0)]
     assert len(training_losses) == 15 and np.mean(training_losses[-5:]) < np.mean(training_losses[:3])
     untrained = DenoiserModule(config).network
-    J, _ = training_data(config).matrices({"N": 10, "count": 400}, generator(99))
+    examples = training_data(config).examples({"N": 10, "count": 400}, generator(99))
     for sigma, best in ((0.5, 0.5), (1.0, 0.7)):  # it does about as well as that after so few steps
         levels = torch.full((400,), sigma, dtype=torch.float64)
         with torch.no_grad():
             gaussian, learnt = (
-                denoising_loss(network, J, levels, None, generator(5)) for network in (untrained, prior.network)
+                denoising_loss(network, examples, levels, generator(5))[0] for network in (untrained, prior.network)
             )
         gain = gaussian - learnt
         assert float(gain.mean()) > 4 * float(gain.std()) / math.sqrt(400)
@@ -219,12 +219,12 @@ def test_two_processes_train_as_one_does(uninterrupted, tmp_path):
     assert process.returncode == 0 and error == "" and out.count("\n") == 1 and "trained, 40 steps" in out
     assert sorted(one.name for one in (tmp_path / "two").iterdir()) == ["log", "prior.safetensors"]
     seeds = [train_prior(replace(SMALL, seed=seed), tmp_path / str(seed), EVERY) for seed in (1, 2, 3)]
-    J, _ = training_data(SMALL).matrices({"N": 4, "count": 2000}, generator(99))
+    examples = training_data(SMALL).examples({"N": 4, "count": 2000}, generator(99))
     levels = training_sigmas(2000, 80.0, generator(98))
 
     def loss(prior):
         with torch.no_grad():
-            return float(denoising_loss(prior.network, J, levels, None, generator(97)).mean())
+            return float(denoising_loss(prior.network, examples, levels, generator(97))[0].mean())
 
     losses = [loss(prior) for prior in (load_prior(uninterrupted), *seeds)]
     noise = np.std(losses, ddof=1) * math.sqrt(1 + 1 / len(losses))

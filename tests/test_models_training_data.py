@@ -69,9 +69,10 @@ KINDS = [Gaussian(1.2), Dale(0.9), Sparse(1.5, 0.1), LowRank(1.0), Block(1.3), G
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{type(kind).__name__}-{kind.name}")
 def test_drawn_matrices_have_unit_mean_square(kind):
     data = DrawnMatrices(PriorTraining(ensembles=(kind,), sizes=(10,)))
-    J, family = data.matrices({"N": 10, "count": 2000}, generator())
+    examples = data.examples({"N": 10, "count": 2000}, generator())
+    J, family = examples.J, examples.family
     squares = J.square().mean((-1, -2))
-    assert J.shape == (2000, 10, 10) and J.dtype == torch.float64 and family is None and data.families == ()
+    assert J.shape == (2000, 10, 10) and J.dtype == torch.float64 and not family.any() and data.families == ()
     assert abs(float(squares.mean()) - 1) < 4 * float(squares.std()) / math.sqrt(2000)
     assert data.sparse == (kind.name == "sparse")
 
@@ -84,7 +85,9 @@ def test_families_are_what_they_are_called():
     assert data.gain_rms == pytest.approx(math.sqrt(np.mean(squares)))
     firsts = set()
     for seed in range(12):
-        J, family = data.matrices({"N": 12, "count": 31}, generator(seed))
+        examples = data.examples({"N": 12, "count": 31}, generator(seed))
+        J, family = examples.J, examples.family
+        assert torch.equal(examples.told.family, family) and not examples.evidence.cross.any()
         dale = ((J > 0).all(1) | (J < 0).all(1)).all(-1)
         sparse = (J == 0).double().mean((-1, -2)) > 0.5
         assert torch.equal(family, 1 + dale.long() + 2 * sparse.long())
@@ -92,8 +95,8 @@ def test_families_are_what_they_are_called():
         assert counts.min() == 10 and counts.max() == 11
         firsts.add(int(counts.argmax()))
     assert firsts == {0, 1, 2}  # what is over goes to each of them
-    J, family = data.matrices({"N": 8, "count": 1}, generator())
-    assert len(J) == len(family) == 1
+    examples = data.examples({"N": 8, "count": 1}, generator())
+    assert len(examples.J) == len(examples.family) == 1
 
 
 def test_batches_depend_on_seed_step_and_rank_alone():
@@ -107,11 +110,11 @@ def test_batches_depend_on_seed_step_and_rank_alone():
     assert [(one["step"], one["N"]) for one in half] == [(one["step"], one["N"]) for one in whole]
     assert all(one["count"] == max(1, 80 // one["N"] ** 2) for one in half)
     module, again, other = (DenoiserModule(one) for one in (config, config, replace(config, seed=1)))
-    drawn = [data.matrices(whole[3], one._generator(1, *key))[0]
+    drawn = [data.examples(whole[3], one._generator(1, *key)).J
              for one, key in ((module, (3, 0)), (again, (3, 0)), (other, (3, 0)), (module, (4, 0)), (module, (3, 1)))
              ]  # fmt: skip
     assert torch.equal(drawn[0], drawn[1]) and not any(torch.equal(drawn[0], one) for one in drawn[2:])
-    assert not torch.equal(data.matrices(whole[3], module._generator(2, 0))[0], drawn[0])
+    assert not torch.equal(data.examples(whole[3], module._generator(2, 0)).J, drawn[0])
 
 
 # Cubes
@@ -150,9 +153,10 @@ def test_weights_of_cubes(cubes):
         N = weights.shape[-1]
         assert len(weights) == 64 // N**2
         assert all(among(one, stored[N]) and not among(one, held_out[N]) for one in weights)
-        J, family = data.matrices(batch, generator())
+        examples = data.examples(batch, generator())
+        J, family = examples.J, examples.family
         torch.testing.assert_close(J, weights.double() * math.sqrt(N) / 1.5)
-        assert family is None
+        assert not family.any()
     for batch, N in zip(data.validation(), (4, 6), strict=True):
         assert torch.equal(batch["weights"], held_out[N]) and len(held_out[N])
 

@@ -23,6 +23,7 @@ from neurosde.evaluation import (
     denoising_benchmark,
     engine_calibration,
     loader_benchmark,
+    posterior_benchmark,
     sampling_benchmark,
     simulation_benchmark,
 )
@@ -156,6 +157,8 @@ def add_arguments(parser: OptionParser) -> None:
     denoising_benchmark.add_arguments(sub)
     sub = kinds.add_parser("sampling", help="cost of drawing weights from a trained prior")
     sampling_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("posterior", help="a trained posterior beside ridge and the exact Gaussian one")
+    posterior_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")

@@ -67,3 +67,80 @@ def truth_under_posterior(truth: np.ndarray, mean: np.ndarray, factor: np.ndarra
     square, freedom = float((whitened**2).sum()), truth.size
     below = chi2.cdf(square, freedom)
     return {"truth_chi2": square / freedom, "truth_p": float(2 * min(below, 1 - below))}
+
+
+def projections(weights: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """One-dimensional features of W whose ranks are tested.
+
+    Args:
+        weights: W, shape (..., post, pre).
+        directions: matrices A (direction, post, pre); features are Σ_ij A_ij W_ij.
+
+    Returns:
+        The projections, then |W|, the largest singular value, the mean and the trace, shape (feature, ...).
+    """
+    of_directions = np.einsum("kij,...ij->k...", directions, weights)
+    singular = np.linalg.norm(weights, 2, axis=(-2, -1))
+    others = [np.linalg.norm(weights, axis=(-2, -1)), singular, weights.mean((-2, -1)), weights.trace(0, -2, -1)]
+    return np.concatenate([of_directions, np.stack(others)])
+
+
+def uniformity(ranks: np.ndarray, draws: int, bins: int = 10) -> np.ndarray:
+    """P-values of the hypothesis that ranks of the truth among draws are uniform: simulation-based calibration.
+
+    Args:
+        ranks: number of draws below the truth, 0 … `draws`, shape (feature, network).
+        draws: number of draws.
+        bins: of the χ² test.
+
+    Returns:
+        One p-value for each feature, shape (feature,).
+
+    References:
+        Validating Bayesian inference algorithms with simulation-based calibration (Talts, Betancourt, Simpson, Vehtari,
+        Gelman, 2018), https://arxiv.org/abs/1804.06788
+    """
+    edges = np.linspace(0, draws + 1, bins + 1).round()
+    expected = np.diff(edges) / (draws + 1) * ranks.shape[-1]
+    counts = np.stack([np.histogram(row, edges - 0.5)[0] for row in ranks])
+    return np.asarray(chi2.sf(((counts - expected) ** 2 / expected).sum(-1), bins - 1))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """P-values adjusted for their number by Holm's method, in the same order.
+
+    References:
+        A simple sequentially rejective multiple test procedure (Holm, 1979), https://www.jstor.org/stable/4615733
+    """
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def expected_coverage(draws: np.ndarray, truth: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Credibility of each truth in the balls about random points (TARP): uniform if the posteriors are right.
+
+    Args:
+        draws: posterior draws (draw, network, post, pre).
+        truth: W (network, post, pre).
+        references: points that depend on no truth, of the same shape.
+
+    Returns:
+        Share of the draws that are nearer to the network's reference than the truth is, shape (network,).
+
+    References:
+        Sampling-based accuracy testing of posterior estimators for general inference (Lemos, Coogan, Hezaveh,
+        Perreault-Levasseur, 2023), https://arxiv.org/abs/2302.03026
+    """
+    of_truth = np.linalg.norm(truth - references, axis=(-2, -1))
+    of_draws = np.linalg.norm(draws - references, axis=(-2, -1))
+    return (of_draws < of_truth).mean(0)
+
+
+def coverage_error(credibility: np.ndarray) -> float:
+    """Mean |expected coverage − level| over all levels, of credibilities that should be uniform in [0, 1]."""
+    ordered = np.sort(credibility)
+    levels = np.linspace(0, 1, 1001)
+    return float(np.abs(np.searchsorted(ordered, levels, side="right") / len(ordered) - levels).mean())

@@ -26,7 +26,7 @@ from neurosde.evaluation.calibration import (
 from neurosde.evaluation.predictive import predictive_check
 from neurosde.evaluation.recovery import recovery
 from neurosde.evaluation.report import write_report
-from neurosde.models.inference import recording_statistics
+from neurosde.models.recorded import recording_statistics
 from neurosde.models.posterior_file import open_posterior
 from neurosde.options import OptionParser
 from neurosde.provenance import global_attributes, whole_file

@@ -1,0 +1,27 @@
+"""The transitions of a recording, and their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from neurosde.datasets.recordings import Recording
+from neurosde.likelihood import Transitions, TransitionStatistics, transition_statistics, transitions
+
+
+def recording_statistics(recording: Recording, *, estimate_input: bool = False) -> TransitionStatistics:
+    """Statistics of a recording whose dt, tau and drive are settled."""
+    statistics = transition_statistics(**_settings(recording))
+    return statistics.without_input() if estimate_input else statistics
+
+
+def recording_transitions(recording: Recording) -> Iterator[Transitions]:
+    """Transitions of a recording whose dt, tau and drive are settled."""
+    return transitions(**_settings(recording))
+
+
+def _settings(recording: Recording) -> dict[str, Any]:
+    if recording.dt is None or recording.tau is None or recording.drive is None:
+        raise ValueError(f"{recording.source} has no dt, tau or drive; settle them with merge_settings.")
+    names = ("activity", "dt", "tau", "voltage", "input", "drive")
+    return {name: getattr(recording, name) for name in names}

@@ -1,0 +1,264 @@
+"""`neurosde benchmark posterior`: a trained posterior beside ridge and the exact Gaussian posterior, and calibrated?
+
+For each ensemble, number of neurons and recording length, networks are drawn, simulated, and inferred by every method.
+No method is told more than the recording, dt, τ and σ; the last column of errors belongs to the trained posterior when
+it is told the ensemble too. Errors are |Ŵ − W|/|W|. Told the ensemble, the truth is a draw of the posterior's prior, so
+that of an exact posterior's draws the truth would be one more:
+
+- coverage of the 90 % intervals, and contraction, 1 − posterior variance / mean square of W;
+- p, the smallest p-value over features of W that the rank of the truth among draws is uniform, after Holm;
+- TARP, the mean distance of expected coverage from its level, beside what 95 % of exact posteriors would stay below.
+
+Untold, that holds over all ensembles together: a second table has it for each size and length.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosde.datasets.ensemble_options import ensemble_from_config
+from neurosde.datasets.ensembles import Ensemble
+from neurosde.evaluation.calibration import (
+    coverage,
+    coverage_error,
+    expected_coverage,
+    holm,
+    projections,
+    uniformity,
+)
+from neurosde.evaluation.recovery import recovery
+from neurosde.evaluation.timing import hardware
+from neurosde.likelihood import TransitionStatistics, transition_statistics
+from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
+from neurosde.models.empirical_bayes import empirical_bayes, ridge
+from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.options import OptionParser, add_options, from_options
+from neurosde.provenance import global_attributes, whole_file
+from neurosde.solve import simulate_rate_network
+from neurosde.validation import check_count, check_positive, check_time_step
+
+ERRORS = {
+    "ridge": "ridge (cross-validation)",
+    "gaussian": "exact Gaussian posterior (evidence)",
+    "cfg": "trained posterior",
+    "cfg_told": "the same, told the ensemble",
+}
+CALIBRATION = {
+    "coverage_90": "coverage of the 90 % intervals",
+    "contraction": "contraction",
+    "credibility": "credibility of the truth about a random point",
+}
+INFORMED = ("untold", "told")
+DIRECTIONS = 4  # random projections of W whose ranks are tested
+FEATURES = (*(f"projection {k + 1}" for k in range(DIRECTIONS)), "norm", "singular value", "mean", "trace")
+_NULL_SETS = 2000
+
+
+@dataclass(frozen=True)
+class PosteriorBenchmark:
+    """What to infer, and how often."""
+
+    sizes: tuple[int, ...] = field(default=(20, 50), metadata={"help": "neurons", "flags": ("--N",)})
+    lengths: tuple[int, ...] = field(default=(100, 1000), metadata={"help": "times per trial"})
+    families: tuple[str, ...] = field(default=(), metadata={"help": "ensembles (default: all it was trained on)"})
+    networks: int = field(default=100, metadata={"help": "networks per cell of the table"})
+    trials: int = field(default=2, metadata={"help": "trials per network"})
+    draws: int = field(default=64, metadata={"help": "posterior draws per network"})
+    noise_std: float = field(default=0.3, metadata={"help": "noise sigma, known to all methods"})
+    dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
+    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
+
+    def __post_init__(self) -> None:
+        for N in self.sizes:
+            check_count(N, "N", 2)
+        for length in self.lengths:
+            check_count(length, "lengths", 3)
+        for name in ("networks", "draws"):
+            check_count(getattr(self, name), name, 2)
+        check_count(self.trials, "trials")
+        check_count(self.steps, "steps", 2)
+        check_positive(self.noise_std, "noise_std")
+        check_time_step(self.dt)
+
+
+def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, checkpoint: str = "") -> xr.Dataset:
+    """Run the benchmark.
+
+    Returns:
+        Errors of all methods (ensemble, neurons, times, network), and, told the ensemble or not, `coverage_90`,
+        `contraction`, `credibility` (…, informed, network) and `rank` (…, informed, feature, network).
+
+    Raises:
+        ValueError: an ensemble that the posterior was not trained on.
+    """
+    c = config
+    ensembles = {name: _ensemble(posterior, name) for name in c.families or posterior.families}
+    cells = (len(ensembles), len(c.sizes), len(c.lengths))
+    values = {name: np.empty((*cells, c.networks)) for name in ERRORS}
+    values |= {name: np.empty((*cells, len(INFORMED), c.networks)) for name in CALIBRATION}
+    values["rank"] = np.empty((*cells, len(INFORMED), len(FEATURES), c.networks))
+    with tqdm(total=math.prod(cells), unit="cell", disable=None) as progress:
+        for i, (name, ensemble) in enumerate(ensembles.items()):
+            for j, N in enumerate(c.sizes):
+                for k, T in enumerate(c.lengths):
+                    generator = torch.Generator().manual_seed(_seed(c.seed, i, N, T))
+                    W, statistics = simulated(ensemble, N, T, c, generator)
+                    for key, value in _cell(posterior, name, W, statistics, c).items():
+                        values[key][i, j, k] = value
+                    progress.update()
+    dims = ("ensemble", "neurons", "times")
+    extra = {name: ("informed",) for name in CALIBRATION} | {"rank": ("informed", "feature")}
+    about = ERRORS | CALIBRATION | {"rank": "number of draws below the truth"}
+    dataset = xr.Dataset(
+        {
+            name: ((*dims, *extra.get(name, ()), "network"), value, {"long_name": about[name], "units": "1"})
+            for name, value in values.items()
+        },
+        {
+            "ensemble": list(ensembles), "neurons": list(c.sizes), "times": list(c.lengths),
+            "informed": list(INFORMED), "feature": list(FEATURES),
+        },
+    )  # fmt: skip
+    dataset.attrs = global_attributes(
+        "A trained posterior over weights beside baselines",
+        f"{checkpoint}, {c.networks} networks per cell, {c.draws} draws. {hardware(device=posterior.device)}",
+        c,
+        c.seed,
+    ) | {"draws": c.draws}
+    return dataset
+
+
+def simulated(
+    ensemble: Ensemble, N: int, T: int, config: PosteriorBenchmark, generator: torch.Generator
+) -> tuple[Tensor, list[TransitionStatistics]]:
+    """Draw networks W (network, post, pre), and record them."""
+    c = config
+    W = ensemble.sample_weights(c.networks, N, generator)
+    h0 = torch.randn(c.networks, c.trials, N, generator=generator, dtype=torch.float64)
+    _, h = simulate_rate_network(
+        W.unsqueeze(1), h0, T, c.dt, 1.0, noise_std=c.noise_std, generator=generator, return_h=True
+    )
+    return W, [transition_statistics(voltage=one, dt=c.dt) for one in h]
+
+
+def _cell(
+    posterior: CFGPosterior, name: str, W: Tensor, statistics: list[TransitionStatistics], c: PosteriorBenchmark
+) -> dict[str, Any]:
+    truth, N = W.numpy(), W.shape[-1]
+    directions = np.random.default_rng(c.seed).standard_normal((DIRECTIONS, N, N))
+    # Points about which to count draws: other networks' truths, near where draws may be and dependent on no truth here.
+    references = np.roll(truth, 1, axis=0)
+    found, calibration = {}, []
+    for key, family in (("cfg", None), ("cfg_told", name)):
+        given = posterior.condition(statistics, noise_std=c.noise_std, family=family)
+        found[key] = _errors(given.mean.cpu(), W)
+        source = torch.Generator(posterior.device).manual_seed(c.seed)
+        draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu().numpy()
+        below = projections(draws, directions) < projections(truth, directions)[:, None]
+        calibration.append(
+            {
+                "coverage_90": [coverage(draws[:, r], truth[r], np.array([0.9]))[0] for r in range(len(W))],
+                "contraction": 1 - draws.var(0, ddof=1).mean((-2, -1)) / np.square(truth).mean(),
+                "credibility": expected_coverage(draws, truth, references),
+                "rank": below.sum(1),
+            }
+        )
+    evidence = [empirical_bayes(one, noise_std=c.noise_std) for one in statistics]
+    exact = [
+        GaussianPosterior.from_statistics(one, c.noise_std, prior.prior_variance).mean
+        for one, prior in zip(statistics, evidence, strict=True)
+    ]
+    found["gaussian"] = _errors(torch.stack(exact), W)
+    found["ridge"] = _errors(torch.stack([ridge(one) for one in statistics]), W)
+    return found | {key: np.stack([one[key] for one in calibration]) for key in calibration[0]}
+
+
+def _errors(estimates: Tensor, W: Tensor) -> list[float]:
+    return [recovery(one.numpy(), truth.numpy())["relative_error"] for one, truth in zip(estimates, W, strict=True)]
+
+
+def _ensemble(posterior: CFGPosterior, name: str) -> Ensemble:
+    known = {kind["name"]: kind for kind in posterior.config.training.get("ensembles", ())}
+    found = ensemble_from_config({"ensemble": known.get(name)})
+    if found is None:
+        raise ValueError(f"families must be of the ensembles {sorted(known)} of the posterior; got {name!r}.")
+    return found
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key, spawn_key=(2,)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def calibration(results: xr.Dataset) -> dict[str, float]:
+    """Coverage, contraction, uniformity of ranks and TARP of a selection of networks (and ensembles)."""
+    draws, count = int(results.attrs["draws"]), results["credibility"].size
+    ranks = results["rank"].transpose("feature", ...).to_numpy().reshape(len(FEATURES), -1)
+    null = np.random.default_rng(0).integers(draws + 1, size=(_NULL_SETS, count)) / draws
+    return {
+        "coverage_90": float(results["coverage_90"].mean()),
+        "contraction": float(results["contraction"].mean()),
+        "p": float(holm(uniformity(ranks, draws)).min()),
+        "tarp": coverage_error(results["credibility"].to_numpy().ravel()),
+        "tarp_null": float(np.quantile([coverage_error(one) for one in null], 0.95)),
+    }
+
+
+def markdown_tables(results: xr.Dataset) -> str:
+    """A row per cell: mean errors with their standard errors, and calibration; then the latter over all ensembles."""
+    columns = ["coverage", "contraction", "p", "TARP (95 % of exact ones)"]
+    heads = ["ensemble", "N", "T", *ERRORS.values(), *columns], ["N", "T", *columns]
+    cells, pooled = ([f"| {' | '.join(head)} |", "|---" * len(head) + "|"] for head in heads)
+    root = math.sqrt(results.sizes["network"])
+    for name in results["ensemble"].values:
+        for N in results["neurons"].values:
+            for T in results["times"].values:
+                cell = results.sel(ensemble=name, neurons=N, times=T)
+                errors = [f"{float(cell[key].mean()):.3f} ± {float(cell[key].std(ddof=1)) / root:.3f}" for key in ERRORS]
+                row = [str(name), str(N), str(T), *errors, *_calibration_cells(cell.sel(informed="told"))]
+                cells.append(f"| {' | '.join(row)} |")
+    for N in results["neurons"].values:
+        for T in results["times"].values:
+            cell = results.sel(neurons=N, times=T, informed="untold")
+            pooled.append(f"| {' | '.join([str(N), str(T), *_calibration_cells(cell)])} |")
+    return "\n".join([*cells, "", "Not told the ensemble, over all of them:", "", *pooled])
+
+
+def _calibration_cells(results: xr.Dataset) -> list[str]:
+    found = calibration(results)
+    numbers = [f"{found[key]:.3f}" for key in ("coverage_90", "contraction")]
+    return [*numbers, f"{found['p']:.2g}", f"{found['tarp']:.3f} ({found['tarp_null']:.3f})"]
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Add the options of `neurosde benchmark posterior`."""
+    parser.add_argument("checkpoint", nargs="?", default="base", help="file, folder or name of a trained posterior")
+    add_options(parser, PosteriorBenchmark)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--out", type=Path, default=Path("results/posterior-benchmark.nc"), help="data")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Run the benchmark, print its table, write its data."""
+    config = from_options(PosteriorBenchmark, options)
+    posterior = CFGPosterior.from_pretrained(options.checkpoint, options.device)
+    results = posterior_benchmark(posterior, config, options.checkpoint)
+    with whole_file(options.out) as temporary:
+        results.to_netcdf(temporary, engine="netcdf4")
+    print(markdown_tables(results))
+    print(
+        f"\n{config.networks} networks per row, {config.trials} trials each, mean ± standard error; "
+        f"{hardware(device=posterior.device)}\nData: {options.out}"
+    )
+    return 0
