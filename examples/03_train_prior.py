@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from neurosde.datasets.ensembles import make_ensemble
-from neurosde.models.training_run import train_prior
 from neurosde.models.training_config import PriorTraining
+from neurosde.models.training_run import train_prior
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")

@@ -28,9 +28,9 @@ from neurosde.models.diffusion_prior import PriorConfig, with_exact_zeros
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import empirical_bayes, evidence_gain, sample_noise_scales
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
-from neurosde.models.recorded import recording_statistics
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.recorded import recording_statistics
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count, check_positive
 
@@ -272,9 +272,7 @@ class WeightPosterior:
         N = self.num_neurons
         of_noise = scales.square()
         unit = self._unit.expand(of_noise.shape)
-        in_W = Evidence(
-            unit.eigenvalues / of_noise.unsqueeze(-1), unit.vectors, unit.cross / of_noise[..., None, None]
-        )
+        in_W = Evidence(unit.eigenvalues / of_noise.unsqueeze(-1), unit.vectors, unit.cross / of_noise[..., None, None])
         if self.gain is None:
             gain = evidence_gain(in_W, *self.model.config.gains)
         else:
@@ -317,6 +315,4 @@ def _statistics(one: Observed, estimate_input: bool) -> TransitionStatistics:
     if isinstance(one, TransitionStatistics):
         return one
     recording = one if isinstance(one, Recording) else read_recording(one)
-    return recording_statistics(
-        merge_settings(recording, dt=None, tau=None, drive=None), estimate_input=estimate_input
-    )
+    return recording_statistics(merge_settings(recording, dt=None, tau=None, drive=None), estimate_input=estimate_input)

@@ -6,7 +6,7 @@ Nothing in it is executed when it is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -56,7 +56,7 @@ def save_model(path: str | Path, kind: Kind, network: PairNetwork, config: Any, 
 
 
 def load_model(
-    path: str | Path, kind: Kind, config: type[Config], device: torch.device | str = "cpu"
+    path: str | Path, kind: Kind, config: Callable[..., Config], device: torch.device | str = "cpu"
 ) -> tuple[PairNetwork, Config]:
     """Read a network and its configuration.
 

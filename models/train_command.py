@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from neurosde.datasets.ensemble_options import add_ensemble_options, ensembles_from_options
-from neurosde.models.training_run import Model, TrainingRun, train_prior
 from neurosde.models.training_config import PriorTraining, read_training
+from neurosde.models.training_run import Model, TrainingRun, train_prior
 from neurosde.options import OptionParser, add_options, from_options
 
 

@@ -49,7 +49,9 @@ class DenoiserModule(pl.LightningModule):
         self.data: TrainingData = (
             SimulatedRecordings(config) if isinstance(config, PosteriorTraining) else training_data(config)
         )
-        sizes = replace(PRESETS[config.preset], families=self.data.families, recordings=isinstance(config, PosteriorTraining))
+        sizes = replace(
+            PRESETS[config.preset], families=self.data.families, recordings=isinstance(config, PosteriorTraining)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = PairNetwork(sizes, config.checkpoint_above)
@@ -90,9 +92,10 @@ class DenoiserModule(pl.LightningModule):
         """Loss of the running average on held-out matrices, at fixed noise levels."""
         examples = self.data.examples(batch, self._generator(2, 0))
         J, generator = examples.J, self._generator(2, 1)
+        average: Any = self.average.module
         for sigma in VALIDATION_SIGMAS:
             levels = torch.full((len(J),), sigma, dtype=torch.float64, device=J.device)
-            loss = denoising_loss(self.average.module, examples, levels, generator)[0].mean().float()
+            loss = denoising_loss(average, examples, levels, generator)[0].mean().float()
             for name in (f"validation/N={J.shape[-1]}/sigma={sigma}", "validation/loss"):
                 self.log(name, loss, on_epoch=True, batch_size=1, sync_dist=True)
 
@@ -149,7 +152,7 @@ def training_sigmas(count: int, sigma_max: float, generator: torch.Generator) ->
 
 
 def denoising_loss(
-    network: torch.nn.Module, examples: Examples, sigma: Tensor, generator: torch.Generator
+    network: PairNetwork, examples: Examples, sigma: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Whitened denoising error of each matrix, and the surprise at its family.
 

@@ -110,9 +110,7 @@ def train_posterior(config: PosteriorTraining, out: str | Path, run: TrainingRun
     return posterior
 
 
-def _train(
-    config: PriorTraining, out: Path, run: TrainingRun, kind: str, load: Callable[[Path], Model]
-) -> Model:
+def _train(config: PriorTraining, out: Path, run: TrainingRun, kind: str, load: Callable[[Path], Model]) -> Model:
     final, state = out / f"{kind}.safetensors", out / "state.safetensors"
     if final.exists():
         model = load(final)

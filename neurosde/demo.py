@@ -24,8 +24,8 @@ def run(options: Namespace) -> int:
     cube = dataset / "cube.nc"
     commands = [
         ["build-dataset", "--out-dir", dataset, "--num-networks", 20, "--N", 30, "--num-trials", 8, "--T", 200,
-         "--g", 1.5, "--noise-std", 0.3, "--seed", options.seed],
-        ["infer", cube, "--network", 0, "--seed", options.seed, "--out", posterior],
+         "--ensemble", "dale", "--g", 1.5, "--noise-std", 0.3, "--seed", options.seed],
+        ["infer", cube, "--network", 0, "--method", "cfg", "--seed", options.seed, "--out", posterior],
         ["evaluate", posterior, "--truth", cube, "--out-dir", folder / "report"],
     ]  # fmt: skip
     for command in commands:

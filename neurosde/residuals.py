@@ -100,9 +100,7 @@ def residual_checks(
     return found
 
 
-def _scores(
-    pieces: list[Transitions], W: Tensor, s: float, noise_known: bool, input_known: bool
-) -> dict[str, float]:
+def _scores(pieces: list[Transitions], W: Tensor, s: float, noise_known: bool, input_known: bool) -> dict[str, float]:
     residuals = [(one.y - one.x @ W.mT) / s for one in pieces]
     good = [one.good for one in pieces]
     r = torch.cat([residual[ok] for residual, ok in zip(residuals, good, strict=True)])

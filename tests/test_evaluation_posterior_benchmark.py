@@ -55,7 +55,9 @@ def test_expected_coverage_is_that_of_the_level():
         errors[spread] = coverage_error(expected_coverage(draws, truth, references))
     # Of uniform credibilities the mean error is below 0.6/√n with a probability above 0.95.
     assert errors[1.0] < 0.6 / math.sqrt(1500) + 1 / 200 and min(errors[0.5], errors[2.0]) > 0.04
-    assert coverage_error(np.linspace(0, 1, 1001)) < 1e-3 and coverage_error(np.zeros(10)) == pytest.approx(0.5, abs=1e-3)
+    assert coverage_error(np.linspace(0, 1, 1001)) < 1e-3 and coverage_error(np.zeros(10)) == pytest.approx(
+        0.5, abs=1e-3
+    )
 
 
 def test_the_benchmark_prints_tables_and_writes_data(tmp_path, capsys):
@@ -65,7 +67,19 @@ def test_the_benchmark_prints_tables_and_writes_data(tmp_path, capsys):
     model = CFGPosterior(PairNetwork(config), PosteriorConfig(config, 1.5, (4, 8), training={"ensembles": kinds}))
     model.save(tmp_path / "posterior.safetensors")
     out = tmp_path / "benchmark.nc"
-    command = ["benchmark", "posterior", str(tmp_path), "--N", "5", "--lengths", "40", "--networks", "20", "--draws", "9"]
+    command = [
+        "benchmark",
+        "posterior",
+        str(tmp_path),
+        "--N",
+        "5",
+        "--lengths",
+        "40",
+        "--networks",
+        "20",
+        "--draws",
+        "9",
+    ]
     assert main([*command, "--steps", "4", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "| gaussian | 5 | 40 |" in text and "| 5 | 40 |" in text and "20 networks per row" in text

@@ -15,10 +15,10 @@ from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Block, Dale, GainMixture, Gaussian, LowRank, Sparse
 from neurosde.models import training
 from neurosde.models.diffusion_prior import load_prior
-from neurosde.models.training_run import TrainingRun, train_prior
 from neurosde.models.training import DenoiserModule, training_sigmas
 from neurosde.models.training_config import PriorTraining
 from neurosde.models.training_data import DrawnMatrices, training_data
+from neurosde.models.training_run import TrainingRun, train_prior
 
 SMALL = PriorTraining(
     ensembles=(Sparse(1.5, 0.1),), sizes=(4,), preset="tiny", steps=40, batch_entries=160, warmup=5, ema=0.9

@@ -49,7 +49,7 @@ def test_under_the_model_scores_of_a_draw_are_standard_normal(known):
     missing = {name.removesuffix("_known") for name in known}
     assert set(scores[0]) == wanted - missing - ({"leak"} if "input" in missing else set())
     p = {name: scipy.stats.kstest([one[name].score for one in scores], "norm").pvalue for name in scores[0]}
-    # Variances and kurtosis are normal in the limit only; neurons' are compared by logarithms, drift loses what was fit.
+    # Kurtosis and the variances of single neurons are normal in the limit of long recordings only.
     exact = {"whiteness", "leak", "stationarity", "noise", "input"} & set(p)
     assert min(p[name] for name in exact) > 0.01 / len(exact)
     assert all(abs(one.score) < LIMIT and not one.failed for each in scores for one in each.values())

@@ -100,10 +100,10 @@ def uniformity(ranks: np.ndarray, draws: int, bins: int = 10) -> np.ndarray:
         Validating Bayesian inference algorithms with simulation-based calibration (Talts, Betancourt, Simpson, Vehtari,
         Gelman, 2018), https://arxiv.org/abs/1804.06788
     """
-    edges = np.linspace(0, draws + 1, bins + 1).round()
+    edges = np.linspace(0, draws + 1, min(bins, draws + 1) + 1).round()
     expected = np.diff(edges) / (draws + 1) * ranks.shape[-1]
     counts = np.stack([np.histogram(row, edges - 0.5)[0] for row in ranks])
-    return np.asarray(chi2.sf(((counts - expected) ** 2 / expected).sum(-1), bins - 1))
+    return np.asarray(chi2.sf(((counts - expected) ** 2 / expected).sum(-1), len(expected) - 1))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -26,8 +26,8 @@ from neurosde.evaluation.calibration import (
 from neurosde.evaluation.predictive import predictive_check
 from neurosde.evaluation.recovery import recovery
 from neurosde.evaluation.report import write_report
-from neurosde.models.recorded import recording_statistics
 from neurosde.models.posterior_file import open_posterior
+from neurosde.models.recorded import recording_statistics
 from neurosde.options import OptionParser
 from neurosde.provenance import global_attributes, whole_file
 
@@ -73,10 +73,11 @@ def evaluate_posterior(
     constants = tree["constant_data"]
     prior_variance = float(constants["prior_variance"])
     mean, factor = closed["mean"].to_numpy(), closed["factor"].to_numpy()
-    calibration = {
-        "contraction": contraction(draws, prior_variance) if math.isfinite(prior_variance) else float("nan"),
-        **distance_to_exact(draws, mean, factor),
-    }
+    # A trained posterior has another prior: the exact Gaussian posterior beside it is a baseline, not its target.
+    gaussian = tree.attrs["method"] != "cfg"
+    calibration = {"contraction": contraction(draws, prior_variance) if math.isfinite(prior_variance) else math.nan}
+    if gaussian:
+        calibration |= distance_to_exact(draws, mean, factor)
     predicted = tree["posterior_predictive"]["activity"].isel(chain=0).to_numpy()
     observed = tree["observed_data"]["activity"].to_numpy()
     checks = predictive_check(observed, predicted, float(constants["dt"])) if len(predicted) > 1 else None
@@ -90,8 +91,9 @@ def evaluate_posterior(
     calibration |= {
         "coverage_50": float(covered[np.isclose(LEVELS, 0.5)][0]),
         "coverage_90": float(covered[np.isclose(LEVELS, 0.9)][0]),
-        **truth_under_posterior(W, mean, factor),
     }
+    if gaussian:
+        calibration |= truth_under_posterior(W, mean, factor)
     statistics = recording_statistics(_recording(tree), estimate_input=bool(tree.attrs["estimate_input"]))
     own = pd.DataFrame(
         [recovery(draws.mean(0), W), recovery(closed["point_estimate"].to_numpy(), W)],

@@ -71,6 +71,9 @@ class PosteriorBenchmark:
     sizes: tuple[int, ...] = field(default=(20, 50), metadata={"help": "neurons", "flags": ("--N",)})
     lengths: tuple[int, ...] = field(default=(100, 1000), metadata={"help": "times per trial"})
     families: tuple[str, ...] = field(default=(), metadata={"help": "ensembles (default: all it was trained on)"})
+    gains: tuple[float, ...] = field(
+        default=(), metadata={"help": "range of gains (default: as trained, to which calibration refers)"}
+    )
     networks: int = field(default=100, metadata={"help": "networks per cell of the table"})
     trials: int = field(default=2, metadata={"help": "trials per network"})
     draws: int = field(default=64, metadata={"help": "posterior draws per network"})
@@ -90,6 +93,8 @@ class PosteriorBenchmark:
         check_count(self.steps, "steps", 2)
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)
+        if self.gains and (len(self.gains) != 2 or not 0 < self.gains[0] <= self.gains[1]):
+            raise ValueError(f"gains must be two numbers, the lower one first and positive; got {self.gains}.")
 
 
 def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, checkpoint: str = "") -> xr.Dataset:
@@ -103,7 +108,7 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
         ValueError: an ensemble that the posterior was not trained on.
     """
     c = config
-    ensembles = {name: _ensemble(posterior, name) for name in c.families or posterior.families}
+    ensembles = {name: _ensemble(posterior, name, c.gains) for name in c.families or posterior.families}
     cells = (len(ensembles), len(c.sizes), len(c.lengths))
     values = {name: np.empty((*cells, c.networks)) for name in ERRORS}
     values |= {name: np.empty((*cells, len(INFORMED), c.networks)) for name in CALIBRATION}
@@ -188,9 +193,10 @@ def _errors(estimates: Tensor, W: Tensor) -> list[float]:
     return [recovery(one.numpy(), truth.numpy())["relative_error"] for one, truth in zip(estimates, W, strict=True)]
 
 
-def _ensemble(posterior: CFGPosterior, name: str) -> Ensemble:
+def _ensemble(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> Ensemble:
     known = {kind["name"]: kind for kind in posterior.config.training.get("ensembles", ())}
-    found = ensemble_from_config({"ensemble": known.get(name)})
+    chosen = dict(known[name], gain=gains[0], gain_high=gains[1]) if gains and name in known else known.get(name)
+    found = ensemble_from_config({"ensemble": chosen})
     if found is None:
         raise ValueError(f"families must be of the ensembles {sorted(known)} of the posterior; got {name!r}.")
     return found
@@ -224,7 +230,9 @@ def markdown_tables(results: xr.Dataset) -> str:
         for N in results["neurons"].values:
             for T in results["times"].values:
                 cell = results.sel(ensemble=name, neurons=N, times=T)
-                errors = [f"{float(cell[key].mean()):.3f} ± {float(cell[key].std(ddof=1)) / root:.3f}" for key in ERRORS]
+                errors = [
+                    f"{float(cell[key].mean()):.3f} ± {float(cell[key].std(ddof=1)) / root:.3f}" for key in ERRORS
+                ]
                 row = [str(name), str(N), str(T), *errors, *_calibration_cells(cell.sel(informed="told"))]
                 cells.append(f"| {' | '.join(row)} |")
     for N in results["neurons"].values:
