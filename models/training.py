@@ -33,6 +33,7 @@ from neurosde.models.training_recordings import SimulatedRecordings
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.6
 UNIFORM_SHARE = 0.3
 FAMILY_WEIGHT = 0.02  # of the surprise at the family, beside the denoising error
+_OF_FAMILIES = ("family.weight", "known.families.weight", "known.families.bias")
 VALIDATION_SIGMAS = (0.003, 0.02, 0.1, 0.5, 1.0, 3.0, 8.0, 25.0)
 
 
@@ -179,14 +180,25 @@ def _forgetful(examples: Examples, dropout: float, generator: torch.Generator) -
 
 
 def _start_from(network: PairNetwork, name: str) -> None:
-    """Take the weights of a prior over."""
-    there = load_network(name)
-    if replace(there.config, recordings=network.config.recordings) != network.config:
+    """Take the weights of a trained network over; of ensembles that it does not know, those of one that is not told."""
+    there, mine = load_network(name), network.config
+    if replace(there.config, families=mine.families, recordings=mine.recordings) != mine:
         raise ValueError(
-            f"{name} must have the network that is to be trained, {network.config}; got {there.config}. Choose another "
-            "preset, or as many ensembles."
+            f"{name} must be of the sizes that are to be trained, {mine}; got {there.config}. Choose another preset."
         )
-    network.load_state_dict(network.state_dict() | there.state_dict())  # what knows of recordings may not be there
+    state, theirs = network.state_dict(), there.state_dict()
+    shared = {key: value for key, value in theirs.items() if key in state and not key.startswith(_OF_FAMILIES)}
+    state |= shared
+    known = {family: k for k, family in enumerate(there.config.families)}
+    table = theirs.get("family.weight", torch.zeros(1, mine.width))
+    if mine.families:
+        state["family.weight"] = table[[0, *(1 + known.get(family, -1) for family in mine.families)]]
+    else:
+        state["condition.2.bias"] = state["condition.2.bias"] + table[0]
+    for key in _OF_FAMILIES[1:]:
+        if key in theirs and key in state and set(mine.families) <= set(known):
+            state[key] = theirs[key][[known[family] for family in mine.families] or [0]]
+    network.load_state_dict(state)
 
 
 def _running_average(decay: float) -> Any:

@@ -43,7 +43,7 @@ def test_quick_start_of_the_readme(tmp_path, monkeypatch):
 
 def test_other_code_of_the_readme(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     monkeypatch.chdir(tmp_path)
     command = ["build-dataset", "--out-dir", "data/raw/my_dataset", "--num-networks", "5", "--N", "6", "--T", "20"]
     assert main(command) == 0

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from neurosde.cli import main
-from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sparse, make_ensemble
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.edm import fold
+from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training import DenoiserModule, denoising_loss
 from neurosde.models.training_config import PosteriorTraining, read_training
 from neurosde.models.training_recordings import LENGTHS, SimulatedRecordings, simulated_sums
@@ -148,6 +149,30 @@ def test_the_command_and_its_file(tmp_path, capsys):
     assert main([*command[:-4], *start, "--accelerator", "cpu"]) == 0
     with pytest.raises(ValueError, match="a training has the fields"):
         read_training(file)
+
+
+@pytest.mark.parametrize("names", [("dale",), ("dale", "gaussian"), ("block", "dale")])
+def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names):
+    """What it answers to a recording is what the trained one answers, told the ensemble where both know it."""
+    ensembles = tuple(make_ensemble(name, 2.0, gain=0.5) for name in names)
+    config = replace(SMALL, preset="small", start="base", ensembles=ensembles, sizes=(6,))
+    network, there = DenoiserModule(config).network, CFGPosterior.from_pretrained("base").network
+    data = SimulatedRecordings(config)
+    one = data.examples(next(iter(data.batches(0, 0, 1))), generator())
+    sigma = torch.full((len(one.J),), 0.7, dtype=D)
+    folded = fold(one.J, sigma, one.evidence)
+    told = {name: 1 + k for k, name in enumerate(there.config.families)} if len(names) > 1 else {"dale": 0}
+    for mine, name in enumerate(names if len(names) > 1 else ("dale",), start=1 if len(names) > 1 else 0):
+        both = [
+            evaluate_network(net, folded, sigma, replace(one.told, family=torch.full_like(one.told.family, family)))[0]
+            for net, family in ((network, mine), (there, told[name]))
+        ]
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_of_other_sizes():
+    with pytest.raises(ValueError, match="must be of the sizes that are to be trained"):
+        DenoiserModule(replace(SMALL, start="base"))
 
 
 @pytest.mark.parametrize(
