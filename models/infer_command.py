@@ -30,6 +30,6 @@ def run(options: Namespace) -> int:
     for note in result.notes:
         print(f"  {note}")
     path = save_posterior(result, options.out)
-    learnt = "" if math.isnan(result.posterior.contraction) else f", contraction {result.posterior.contraction:.3f}"
+    learnt = "" if math.isnan(result.contraction) else f", contraction {result.contraction:.3f}"
     print(f"Posterior ({result.config.method}, {len(result.draws)} draws{learnt}): {path}")
     return 0

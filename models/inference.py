@@ -119,6 +119,13 @@ class Inference:
     notes: tuple[str, ...]
     checks: tuple[ResidualCheck, ...]
 
+    @property
+    def contraction(self) -> float:
+        """1 − posterior variance / prior variance: 0 has learnt nothing, 1 everything; of method cfg from the draws."""
+        if self.config.method != "cfg":
+            return self.posterior.contraction
+        return 1 - float(self.draws.var(0).mean()) / self.posterior.prior_variance
+
 
 def infer(
     recording: Recording | str | Path, config: InferenceConfig | None = None, *, progress: bool = False
@@ -209,10 +216,11 @@ def _posterior(
         notes.append(f"gain = {math.sqrt(N * variance):.4g} was chosen by generalised cross-validation.")
     else:
         variance = found.prior_variance
-        if config.gain is None:
+        if config.gain is None and config.method != "cfg":
             notes.append(f"gain = {found.gain(N):.4g} was estimated from the recording (evidence).")
     if config.noise_std is None:
-        notes.append(f"noise_std = {found.noise_std:.4g} was estimated from the recording (evidence).")
+        each = "; each draw of the weights has its own" if config.method == "cfg" else ""
+        notes.append(f"noise_std = {found.noise_std:.4g} was estimated from the recording (evidence){each}.")
     if found.at_floor:
         notes.append(
             f"the noise is at its floor, noise_std = {found.noise_std:.3g}, which is what rounding of the recording "
