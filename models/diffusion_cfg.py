@@ -30,6 +30,8 @@ from neurosde.models.empirical_bayes import empirical_bayes, evidence_gain, samp
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.probability_flow import STEPS as FLOW_STEPS
+from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_statistics
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count, check_positive
@@ -242,6 +244,48 @@ class WeightPosterior:
         ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=self.model.device)
         low, high = torch.quantile(self.sample((check_count(draws, "draws", 2),), generator=generator), ends, dim=0)
         return low, high
+
+    def log_prob(
+        self,
+        weights: Tensor,
+        *,
+        probes: int | None = 8,
+        steps: int = FLOW_STEPS,
+        generator: int | torch.Generator | None = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Log posterior density of weights, by the probability flow; for the most probable σ where that is not known.
+
+        Exact zeros, such as sparse weights have, have no density: what is returned of them is that of weights below
+        the smallest noise level.
+
+        Args:
+            weights: W, shape (..., post, pre), of several recordings (..., recording, post, pre).
+            probes: random signs per trace, see `flow_log_density`; None for the exact trace.
+            steps: noise levels.
+            generator: seed or generator of the signs.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            log p(W | recording), shape (...).
+
+        Raises:
+            ValueError: weights of another number of neurons.
+        """
+        N, count = self.num_neurons, len(self.statistics)
+        wanted = (count, N, N) if self._several else (N, N)
+        if tuple(weights.shape[-len(wanted) :]) != wanted:
+            raise ValueError(f"weights must be of shape (..., {', '.join(map(str, wanted))}); got {weights.shape}.")
+        shape = weights.shape[: -len(wanted)]
+        W = weights.to(self._scales).reshape(-1, count, N, N)
+        denoise, evidence, gain = self._denoiser(self._scales.expand(len(W), -1))
+        unit = gain / math.sqrt(N)
+        found = flow_log_density(
+            denoise, W / unit[..., None, None], sigmas=noise_levels(steps, self.model.config.sigma_max),
+            evidence=evidence, probes=probes, generator=generator, progress=progress,
+        )  # fmt: skip
+        found = (found - N**2 * unit.log()).reshape(*shape, count)
+        return found if self._several else found.squeeze(-1)
 
     @property
     def family_probabilities(self) -> dict[str, Tensor]:

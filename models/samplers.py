@@ -108,7 +108,7 @@ def sample(
     def normal() -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64, device=device)
 
-    gaussian = _Gaussian(prior_variance, evidence)
+    gaussian = Gaussian(prior_variance, evidence)
     x = gaussian.noised(float(levels[0]), normal()) if start is None else start.double()
     if x.shape != torch.Size(shape):
         raise ValueError(f"start must have the shape of the draws, {tuple(shape)}; got {tuple(x.shape)}.")
@@ -133,8 +133,17 @@ def sample(
 Step = Callable[[Tensor, float, float], Tensor]
 
 
-class _Gaussian:
-    """The posterior for the prior N(0, v), along its directions: independent, of mean m and variances c."""
+class Gaussian:
+    """The posterior for the prior N(0, v), along its directions: independent entries.
+
+    Args:
+        v: prior variance.
+        evidence: what recordings say, if they do.
+
+    Attributes:
+        mean: m, shape (..., post, direction), or 0.
+        variances: c, shape (..., 1, direction), or v.
+    """
 
     def __init__(self, v: float, evidence: Evidence | None) -> None:
         self.vectors = None if evidence is None else evidence.vectors
@@ -151,13 +160,15 @@ class _Gaussian:
         return self.back(self.mean + (s**2 + self.variances).sqrt() * z)
 
     def along(self, x: Tensor) -> Tensor:
+        """Rows of a matrix along the directions."""
         return x if self.vectors is None else x @ self.vectors
 
     def back(self, x: Tensor) -> Tensor:
+        """The same from the directions to neurons."""
         return x if self.vectors is None else x @ self.vectors.mT
 
 
-def _multistep(denoise: Denoiser, gaussian: _Gaussian, order: int = ORDER) -> Step:
+def _multistep(denoise: Denoiser, gaussian: Gaussian, order: int = ORDER) -> Step:
     """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
     points: list[float] = []  # log s of the last evaluations, the latest first

@@ -11,12 +11,13 @@ import torch
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import transition_statistics
-from neurosde.models import GaussianPosterior, load_prior
+from neurosde.models import GaussianPosterior, ScaleMixtureDenoiser, load_prior
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.edm import Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import evidence_gain, sample_noise_scales
 from neurosde.models.network_denoiser import Told, evaluate_network
+from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.samplers import sample
 from neurosde.solve import simulate_rate_network
 
@@ -142,6 +143,63 @@ def test_more_recordings_contract_the_posterior():
     model = model_of(trained=False)
     wide, narrow = (model.condition(known, noise_std=SIGMA).sd(400) for known in (one, both))
     assert bool((narrow < wide).all()) and narrow.shape == (6, 6)
+
+
+# Density
+
+
+def test_without_a_network_the_density_is_that_of_the_gaussian_posterior():
+    W, _, statistics = recording_of(N=4)
+    posterior = model_of(trained=False).condition(statistics, noise_std=SIGMA, gain=GAIN)
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
+    drawn = torch.stack([W, *exact.sample((3,), 0)])
+    torch.testing.assert_close(
+        posterior.log_prob(drawn, steps=3, probes=1), exact.log_prob(drawn), rtol=1e-9, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_density_of_a_scale_mixture(known):
+    """Against the mixture of the posteriors for each variance, by their evidence: second order in the steps."""
+    N, variances, shares = 2, torch.tensor([0.4, 1.5], dtype=D), torch.tensor([0.3, 0.7], dtype=D)
+    torch.manual_seed(0)
+    phi, y = torch.randn(2, 4, N, dtype=D)
+    evidence = Evidence.of(phi.mT @ phi, y.mT @ phi) if known else None
+    J = torch.randn(5, N, N, dtype=D)
+    parts = []
+    for v, share in zip(variances, shares, strict=True):
+        normal = torch.distributions.MultivariateNormal
+        precision = torch.eye(N, dtype=D) / v + (phi.mT @ phi if known else 0)
+        mean = (y.mT @ phi if known else torch.zeros(N, N, dtype=D)) @ torch.linalg.inv(precision)
+        weight = share.log()
+        if known:
+            marginal = normal(torch.zeros(4, dtype=D), torch.eye(4, dtype=D) + v * phi @ phi.mT)
+            weight = weight + marginal.log_prob(y.mT).sum()
+        parts.append((weight, normal(mean, precision_matrix=precision).log_prob(J).sum(-1)))
+    weights = torch.stack([weight for weight, _ in parts]).log_softmax(0)
+    expected = torch.logsumexp(weights.unsqueeze(-1) + torch.stack([density for _, density in parts]), 0)
+    denoise = ScaleMixtureDenoiser(variances, shares, evidence)
+    errors = []
+    for steps in (48, 96):  # from a σ_max at which the law is next to normal
+        sigmas = noise_levels(steps, 2000.0)
+        found = flow_log_density(denoise, J, sigmas=sigmas, evidence=evidence, probes=None)
+        errors.append(float((found - expected).abs().max()))
+    assert errors[1] < 0.01 and errors[1] < 0.4 * errors[0]
+
+
+def test_traces_from_random_signs_are_not_biased():
+    model = model_of()
+    W, _, statistics = recording_of(N=3)
+    posterior = model.condition([statistics], noise_std=SIGMA)
+    exact = posterior.log_prob(W.unsqueeze(0), probes=None, steps=8)
+    estimates = posterior.log_prob(W.expand(400, 1, 3, 3), probes=1, steps=8, generator=1)
+    assert exact.shape == (1,) and estimates.shape == (400, 1)
+    error = float(estimates.std()) / 20
+    assert error > 0 and abs(float(estimates.mean() - exact)) < 4 * error
+    with pytest.raises(ValueError, match=r"weights must be of shape \(..., 1, 3, 3\)"):
+        posterior.log_prob(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="probes must be"):
+        posterior.log_prob(W.unsqueeze(0), probes=0)
 
 
 # What is estimated
