@@ -94,7 +94,9 @@ def test_the_demo_ends_with_numbers_and_a_report(demo, capsys):
         assert float(results.relative_error.sel(estimate="mean of the draws")) < 0.5
         assert float(results.relative_error.sel(estimate="zero")) == 1
         assert float(results.contraction) > 0.7
-        assert float(results.truth_p) > 1e-3
+        errors = results.relative_error.to_series()
+        assert errors["point estimate (cfg)"] < min(errors["ridge (cross-validation)"], errors["least squares"])
+        assert "truth_p" not in results  # of the exact Gaussian posterior
         # 900 weights, correlated within rows: at most a few times the binomial error.
         assert float(results.coverage_90) == pytest.approx(0.9, abs=4 * (0.09 / 900) ** 0.5)
         assert {"estimate", "statistic", "level"} <= set(results.dims)
@@ -105,6 +107,23 @@ def test_the_demo_ends_with_numbers_and_a_report(demo, capsys):
     assert {path.name for path in (demo / "report").glob("*.png")} == {
         "weights.png", "spectrum.png", "recovery.png", "coverage.png", "traces.png"
     }  # fmt: skip
+
+
+def test_the_exact_posterior_is_held_against_itself_and_the_truth(tmp_path):
+    """Gaussian weights of the gain that is given: the truth is a draw of the posterior."""
+    folder, posterior = tmp_path / "data", tmp_path / "p.nc"
+    build = ["build-dataset", "--out-dir", folder, "--num-networks", 1, "--N", 12, "--num-trials", 4, "--T", 100]
+    known = ["--gain", 1.5, "--noise-std", 0.3]
+    for command in (
+        [*build, *known, "--seed", 2],
+        ["infer", folder / "cube.nc", *known, "--out", posterior],
+        ["evaluate", posterior, "--truth", folder / "cube.nc", "--out-dir", tmp_path / "report"],
+    ):
+        assert main([str(word) for word in command]) == 0
+    with xr.open_dataset(tmp_path / "report" / "results.nc") as results:
+        assert float(results.truth_p) > 1e-3
+        assert abs(float(results.whitened_variance) - 1) < 4 * (2 / (144 * 256)) ** 0.5
+        assert float(results.mean_error) < 1.5 * float(results.mean_error_floor)
 
 
 def test_the_demo_can_be_run_again(demo, capsys):
