@@ -201,15 +201,16 @@ def simulated_sums(
 
 def _decomposed(precision: Tensor, cross: Tensor) -> Evidence:
     """`Evidence.of` many recordings; from a GPU, larger ones on the CPU's threads, which were ten times as fast."""
-    device, N = precision.device, precision.shape[-1]
-    if device.type == "cpu" or N <= BATCHED:
-        return Evidence.of(precision, cross)
-    parts = max(1, len(precision) // 8)
+    on_cpu = precision.device.type == "cpu"
+    return Evidence.of(precision, cross) if on_cpu or precision.shape[-1] <= BATCHED else _by_threads(precision, cross)
+
+
+def _by_threads(precision: Tensor, cross: Tensor) -> Evidence:
+    device, parts = precision.device, max(1, len(precision) // 8)
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(Evidence.of, precision.cpu().chunk(parts), cross.cpu().chunk(parts)))
-    eigenvalues = torch.cat([one.eigenvalues for one in found]).to(device)
-    vectors = torch.cat([one.vectors for one in found if one.vectors is not None]).to(device)
-    return Evidence(eigenvalues, vectors, torch.cat([one.cross for one in found]).to(device))
+    eigenvalues, vectors, along = zip(*((one.eigenvalues, one.vectors, one.cross) for one in found), strict=True)
+    return Evidence(*(torch.cat(each).to(device) for each in (eigenvalues, vectors, along)))
 
 
 def _lowest_and_highest(kind: Ensemble) -> tuple[float, float]:

@@ -10,11 +10,11 @@ import torch
 from neurosde.cli import main
 from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sparse, make_ensemble
 from neurosde.models.diffusion_cfg import CFGPosterior
-from neurosde.models.edm import fold
+from neurosde.models.edm import Evidence, fold
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training import DenoiserModule, denoising_loss
 from neurosde.models.training_config import PosteriorTraining, read_training
-from neurosde.models.training_recordings import LENGTHS, SimulatedRecordings, simulated_sums
+from neurosde.models.training_recordings import LENGTHS, SimulatedRecordings, _by_threads, simulated_sums
 from neurosde.models.training_run import TrainingRun, train_posterior
 
 D = torch.float64
@@ -105,6 +105,13 @@ def test_each_network_is_seen_at_several_lengths():
     assert len(one.weights) == 40 and len(one.weights.unique(dim=0)) == 40 // LENGTHS
     traces = one.evidence.eigenvalues.sum(-1).view(LENGTHS, -1)
     assert bool((traces.diff(dim=0) > 0).all())
+
+
+def test_threads_decompose_as_one_does():
+    phi, y = torch.randn(2, 37, 9, 5, dtype=D, generator=generator())
+    one, other = (make(phi.mT @ phi, y.mT @ phi) for make in (Evidence.of, _by_threads))
+    for name in ("eigenvalues", "vectors", "cross"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
 def test_root_mean_square_gains():
