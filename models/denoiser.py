@@ -34,13 +34,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from neurosde.models.knowledge import NODE_FEATURES, OVERALL_FEATURES, PAIR_FEATURES, Knowledge
+from neurosde.models.knowledge import FARTHEST, NODE_FEATURES, OVERALL_FEATURES, PAIR_FEATURES, Knowledge
 from neurosde.validation import check_count
 
 Preset = Literal["tiny", "small", "base"]
 _SIGMA_FEATURES = 16
 _LOG_SIGMA = (-7.0, 7.0)  # range of log s that the noise level's features cover
-_FARTHEST = 8.0  # posterior standard deviations beyond which a weight is certainly not 0
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ class PairNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return F and, of a network that is conditioned on recordings, log p(family) of each, (batch, family)."""
         N = z.shape[-1]
-        far = u.clamp(-_FARTHEST, _FARTHEST)
-        entries = torch.stack([z, z.abs(), torch.asinh(u), far / _FARTHEST, (-u.square() / 8).exp()], dim=1)
+        far = u.clamp(-FARTHEST, FARTHEST)
+        entries = torch.stack([z, z.abs(), torch.asinh(u), far / FARTHEST, (-u.square() / 8).exp()], dim=1)
         condition = self.condition(torch.cat([_sigma_features(log_sigma), _size_feature(N, log_sigma)], dim=-1))
         if self.family is not None:
             untold = torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -155,7 +154,7 @@ class PairNetwork(nn.Module):
         if self.known is None or knowledge is None:
             return F, None
         constant, near = _linear(self.known.output, hidden).unbind(1)
-        of_weights = constant + near * knowledge.scores.clamp(-_FARTHEST, _FARTHEST)
+        of_weights = constant + near * knowledge.scores.clamp(-FARTHEST, FARTHEST)
         return F + of_weights @ knowledge.response, self.known.log_families(H, condition)
 
 

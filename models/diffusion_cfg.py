@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -121,9 +122,10 @@ class CFGPosterior:
             ValueError: recordings of different numbers of neurons, an unknown family, numbers out of range, or a
                 recording that is silent.
         """
-        several = isinstance(recording, Sequence) and not isinstance(recording, str)
-        given: Sequence[Observed] = recording if several else [recording]  # type: ignore[assignment,list-item]
-        statistics = [_statistics(one, estimate_input) for one in given]
+        if alone := isinstance(recording, Recording | TransitionStatistics | str | Path):
+            statistics = [_statistics(recording, estimate_input)]
+        else:
+            statistics = [_statistics(one, estimate_input) for one in recording]
         sizes = {one.num_neurons for one in statistics}
         if len(sizes) != 1:
             raise ValueError(f"recordings must be of networks of one size; got {sorted(sizes)} neurons.")
@@ -133,7 +135,7 @@ class CFGPosterior:
             check_positive(noise_std, "noise_std", zero_ok=True)
         if gain is not None:
             check_positive(gain, "gain")
-        return WeightPosterior(self, statistics, noise_std, gain, family, several)
+        return WeightPosterior(self, statistics, noise_std, gain, family, not alone)
 
 
 class WeightPosterior:
@@ -241,9 +243,11 @@ class WeightPosterior:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}.")
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=self.model.device)
-        low, high = torch.quantile(self.sample((check_count(draws, "draws", 2),), generator=generator), ends, dim=0)
-        return low, high
+        drawn = self.sample((check_count(draws, "draws", 2),), generator=generator)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact.
+        ends = torch.from_numpy(np.quantile(drawn.cpu().numpy(), tails, axis=0, method="weibull")).to(drawn)
+        return ends[0], ends[1]
 
     def log_prob(
         self,

@@ -174,7 +174,9 @@ def infer(
     kept = min(config.predictive_draws, PREDICTIVE_BYTES // (4 * recording.activity.size))
     if kept < config.predictive_draws:
         notes.append(f"{kept} of {config.predictive_draws} predictive draws were simulated, to bound the memory.")
-    current, predicted = _predict(recording, statistics, posterior, draws[:kept], config, generator)
+    current, predicted = _predict(
+        recording, statistics, posterior.noise_std, point_estimate, draws[:kept], config, generator
+    )
     return Inference(
         recording,
         config,
@@ -246,7 +248,7 @@ def _by_diffusion(
     guidance = 1.0 if config.guidance is None else config.guidance
     if guidance not in (0.0, 1.0):
         notes.append(f"guidance = {guidance:g} draws from no posterior: spreads and intervals are not calibrated.")
-    if config.family is None and guidance:
+    if config.family is None and model.families and guidance:
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
         notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
     draws = given.sample(
@@ -262,8 +264,9 @@ def _checks(
     draws: Tensor,
     config: InferenceConfig,
 ) -> tuple[ResidualCheck, ...]:
-    """Check the residuals of some draws, where there is noise to be checked."""
-    if posterior.noise_std <= 1.01 * statistics.noise_floor or config.method == "least-squares":
+    """Check the residuals of some draws, where they are of a posterior and there is noise to be checked."""
+    of_no_posterior = config.method == "least-squares" or config.guidance not in (None, 1.0)
+    if of_no_posterior or posterior.noise_std <= 1.01 * statistics.noise_floor:
         return ()
     some = draws[:CHECKED_DRAWS]
     return tuple(
@@ -287,7 +290,8 @@ def _input_sd(statistics: TransitionStatistics, posterior: GaussianPosterior) ->
 def _predict(
     recording: Recording,
     statistics: TransitionStatistics,
-    posterior: GaussianPosterior,
+    noise_std: float,
+    mean: Tensor,
     W: Tensor,
     config: InferenceConfig,
     generator: torch.Generator,
@@ -304,8 +308,8 @@ def _predict(
     current = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double().unsqueeze(0)
     if config.estimate_input:
         mean_x, mean_y = statistics.x / statistics.count, statistics.y / statistics.count
-        constant = constant + (mean_y - posterior.mean @ mean_x).numpy()
-        spread = statistics.noise_scale(posterior.noise_std) / math.sqrt(statistics.count)
+        constant = constant + (mean_y - mean @ mean_x).numpy()
+        spread = statistics.noise_scale(noise_std) / math.sqrt(statistics.count)
         offset = mean_y - W @ mean_x + spread * torch.randn(len(W), N, generator=generator, dtype=torch.float64)
         current = current + offset[:, None, None]
     predicted = np.empty((len(W), trials, samples, N), dtype=np.float32)
@@ -318,7 +322,7 @@ def _predict(
                 recording.dt,
                 recording.tau,
                 current[one if len(current) > 1 else 0].expand(trials, -1, N),
-                posterior.noise_std,
+                noise_std,
                 drive=recording.drive,
                 generator=generator,
             )

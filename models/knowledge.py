@@ -20,7 +20,8 @@ from torch import Tensor
 from neurosde.models.edm import Folded
 
 PAIR_FEATURES, NODE_FEATURES, OVERALL_FEATURES = 12, 4, 5
-_FARTHEST = 8.0  # standard deviations beyond which a weight is certainly not 0
+LOG_UNIT = 0.25  # logarithms of what is left of a variance reach from 0 down to about −20
+FARTHEST = 8.0  # posterior standard deviations beyond which a weight is certainly not 0
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,13 @@ def knowledge_of(folded: Folded, sigma: Tensor, gain: Tensor, gain_known: Tensor
     q = D0 / sd
     b = (D0 @ K) * precision.rsqrt().unsqueeze(-2)
     of_noise = 1 / (1 / v + 1 / sigma.square())  # variance of a weight if there were no recording
-    known, alone = (variance / of_noise.unsqueeze(-1)).log(), -(precision * of_noise.unsqueeze(-1)).log()
-    # logarithms from 0 down to about -20
-    known, alone = 0.25 * known, 0.25 * alone
+    known = LOG_UNIT * (variance / of_noise.unsqueeze(-1)).log()
+    alone = -LOG_UNIT * (precision * of_noise.unsqueeze(-1)).log()
     wide = known.unsqueeze(-2).expand_as(D0), alone.unsqueeze(-2).expand_as(D0), sd.expand_as(D0)
     pairs = [
         torch.asinh(D0),
         torch.asinh(q),
-        q.clamp(-_FARTHEST, _FARTHEST) / _FARTHEST,
+        q.clamp(-FARTHEST, FARTHEST) / FARTHEST,
         (-q.square() / 8).exp(),
         torch.asinh(b),
         (-b.square() / 8).exp(),
@@ -76,7 +76,7 @@ def knowledge_of(folded: Folded, sigma: Tensor, gain: Tensor, gain_known: Tensor
         *wide,
         (-D0.square() * 2).exp(),
     ]
-    spread = torch.log(folded.variances / of_noise.unsqueeze(-1)) * 0.25  # along the directions
+    spread = torch.log(folded.variances / of_noise.unsqueeze(-1)) * LOG_UNIT  # along the directions
     overall = [spread.mean(-1), spread.amin(-1), spread.amax(-1), gain.log(), gain_known.to(spread)]
     nodes = torch.stack([known, alone, sd.squeeze(-2).expand_as(known), known - alone], dim=-1)
     return Knowledge(

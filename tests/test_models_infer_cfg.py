@@ -149,6 +149,14 @@ def test_what_it_has_not_seen_is_said():
         infer(Recording(x.numpy(), "three", dt=DT), InferenceConfig(method="cfg", family="small-world"))
 
 
+def test_draws_of_the_prior_are_not_held_against_the_recording():
+    """Their residuals are no noise, which is no fault of the recording's: warnings are errors here."""
+    W = make_ensemble("dale").sample_weights(1, 8, torch.Generator().manual_seed(0))[0]
+    x = generate_activity_trials(W, 2, 100, DT, noise_std=SIGMA, generator=0)
+    config = InferenceConfig(method="cfg", noise_std=SIGMA, draws=4, steps=4, predictive_draws=0, guidance=0.0)
+    assert infer(Recording(x.numpy(), "prior", dt=DT), config).checks == ()
+
+
 def test_it_fits_a_given_gain_and_family_exactly(base):
     """Gaussian weights of known gain: nothing is left to the network, and draws are the exact posterior's."""
     _, (statistics,) = recordings("gaussian", 1, 10, gain=1.3, high=1.3)

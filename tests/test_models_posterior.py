@@ -137,6 +137,19 @@ def test_the_sampler_is_exact_for_any_evidence():
     torch.testing.assert_close(drawn @ evidence.vectors, expected, rtol=1e-8, atol=1e-9)
 
 
+def test_intervals_from_few_draws_cover_what_they_say():
+    """On average over the draws: of nine, the next one lies between the first and the last with probability 0.8."""
+    _, _, statistics = recording_of()
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 6)
+    posterior = model_of(trained=False).condition(statistics, noise_std=SIGMA, gain=GAIN)
+    covered = []
+    for seed in range(8):
+        low, high = (torch.special.ndtr((end - exact.mean) / exact.sd) for end in posterior.interval(0.8, 9, seed))
+        covered.append(float((high - low).mean()))
+    # Each row of six weights is independent: the standard error is at most that of 8 × 6 numbers of variance 0.16/11.
+    assert abs(np.mean(covered) - 0.8) < 4 * math.sqrt(0.16 / 11 / 48)
+
+
 def test_more_recordings_contract_the_posterior():
     _, _, one = recording_of(seed=1)
     both = one + recording_of(T=400, seed=1)[2]
