@@ -9,7 +9,7 @@ that of an exact posterior's draws the truth would be one more:
 - p, the smallest p-value over features of W that the rank of the truth among draws is uniform, after Holm;
 - TARP, the mean distance of expected coverage from its level, beside what 95 % of exact posteriors would stay below.
 
-Untold, that holds over all ensembles together: a second table has it for each size and length.
+Untold, that holds over all ensembles together, of gains as trained: a second table has it for each size and length.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
         f"{checkpoint}, {c.networks} networks per cell, {c.draws} draws. {hardware(device=posterior.device)}",
         c,
         c.seed,
-    ) | {"draws": c.draws}
+    ) | {"draws": c.draws, "as_trained": int(not c.families and not c.gains)}
     return dataset
 
 
@@ -235,6 +235,8 @@ def markdown_tables(results: xr.Dataset) -> str:
                 ]
                 row = [str(name), str(N), str(T), *errors, *_calibration_cells(cell.sel(informed="told"))]
                 cells.append(f"| {' | '.join(row)} |")
+    if not results.attrs["as_trained"]:
+        return "\n".join(cells)
     for N in results["neurons"].values:
         for T in results["times"].values:
             cell = results.sel(neurons=N, times=T, informed="untold")
