@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurosde.datasets.ensembles import Gaussian
+from neurosde.datasets.ensembles import Gaussian, Sparse
 from neurosde.evaluation import sbi_baselines
 from neurosde.evaluation.sbi_baselines import SBI_METHODS, features, sbi_draws
 from neurosde.likelihood import transition_statistics
@@ -20,9 +20,9 @@ ENSEMBLE = Gaussian(1.5)
 KNOWN = {"noise_std": SIGMA, "dt": DT, "trials": 1, "T": T}
 
 
-def recordings(count, neurons=N, seed=1):
+def recordings(count, neurons=N, seed=1, ensemble=ENSEMBLE):
     generator = torch.Generator().manual_seed(seed)
-    W = ENSEMBLE.sample_weights(count, neurons, generator)
+    W = ensemble.sample_weights(count, neurons, generator)
     h0 = torch.randn(count, 1, neurons, generator=generator, dtype=torch.float64)
     _, h = simulate_rate_network(W[:, None], h0, T, DT, 1.0, noise_std=SIGMA, generator=generator, return_h=True)
     return [transition_statistics(voltage=one, dt=DT) for one in h]
@@ -74,6 +74,14 @@ def test_the_seed_decides():
         sbi_draws("npe", ENSEMBLE, given, **KNOWN, simulations=40, draws=3, seed=seed) for seed in (5, 5, 6)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("method", ["npe", "fmpe"])
+def test_sparse_weights_bring_no_warning(method):
+    pytest.importorskip("sbi", reason="takes sbi: pip install 'neurosde[sbi]'")
+    sparse = Sparse(1.5, density=0.1)
+    given = recordings(2, 3, ensemble=sparse)
+    assert sbi_draws(method, sparse, given, **KNOWN, simulations=40, draws=3).shape == (2, 3, 3, 3)
 
 
 @pytest.mark.parametrize(

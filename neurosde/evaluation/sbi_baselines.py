@@ -5,9 +5,9 @@ sbi's default networks, training and sampling. It learns p(θ | features) of θ 
 
 What it is given favours it: the exact posterior for W_ij ~ N(0, s0²) (see `neurosde.models.gaussian_posterior`), which
 is what the best linear method knows. Rows of W are independent there with one covariance C, so the features are the
-posterior mean over s0, the logarithms of √C_jj/s0, and the correlations of C. They determine the sufficient statistics
-of the recording, so nothing is lost for any ensemble; and they are bounded or nearly so, as sbi's standardisation wants
-them. Given the sums over transitions themselves, the estimators have to learn to invert matrices, and do much worse.
+posterior mean over s0, the logarithms of √C_jj/s0, and the correlations of C. They determine Λ and B of the recording,
+so nothing is lost for any ensemble; sbi standardises them. Given the sums over transitions themselves, the estimators
+have to learn to invert matrices, and do much worse.
 
 References:
     sbi reloaded: a toolkit for simulation-based inference workflows (Boelts, Deistler, et al., 2025),
@@ -26,6 +26,7 @@ import importlib
 import io
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -169,7 +170,10 @@ def _simulations(
 def _quietly(seed: int, progress: bool) -> Iterator[bool]:
     """Seed sbi, which draws from torch's global generator, and keep its prints out of the output."""
     shown = progress and sys.stderr.isatty()
-    with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr if shown else io.StringIO()):
+    output = redirect_stdout(sys.stderr if shown else io.StringIO())
+    with torch.random.fork_rng(devices=[]), output, warnings.catch_warnings():
+        # Means of sparse weights are far out on the scale of their quartiles, but not on that of their deviation.
+        warnings.filterwarnings("ignore", "Data has extreme outliers", UserWarning)
         torch.default_generator.manual_seed(seed)
         yield shown
 
