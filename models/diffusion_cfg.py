@@ -33,7 +33,7 @@ from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
-from neurosde.models.recorded import recording_statistics
+from neurosde.models.recorded import recording_evidence, recording_statistics
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count, check_positive
 
@@ -158,9 +158,7 @@ class WeightPosterior:
         self.gain = gain
         self.family = family
         self._several = several
-        spectra = [one.spectrum() for one in statistics]
-        eigenvalues, vectors, cross = (torch.stack(parts).to(model.device) for parts in zip(*spectra, strict=True))
-        self._unit = Evidence(eigenvalues, vectors, cross)  # where the noise of a transition is 1
+        self._evidence = recording_evidence(statistics).to(model.device)
         self._fixed = noise_std is not None
         self.noise_std = tuple(
             empirical_bayes(one).noise_std if noise_std is None else max(noise_std, one.noise_floor)
@@ -176,6 +174,12 @@ class WeightPosterior:
     def num_neurons(self) -> int:
         """Number of neurons N."""
         return self.statistics[0].num_neurons
+
+    @property
+    def unit(self) -> Float[Tensor, "*recording"]:
+        """Unit s₀ of the diffusion, g/√N; for the most probable σ where that is not known."""
+        found = self._denoiser(self._scales.unsqueeze(0))[2][0] / math.sqrt(self.num_neurons)
+        return found if self._several else found[0]
 
     def sample(
         self,
@@ -253,6 +257,7 @@ class WeightPosterior:
         self,
         weights: Tensor,
         *,
+        resolution: float = 0.0,
         probes: int | None = 8,
         steps: int = FLOW_STEPS,
         generator: int | torch.Generator | None = 0,
@@ -261,10 +266,12 @@ class WeightPosterior:
         """Log posterior density of weights, by the probability flow; for the most probable σ where that is not known.
 
         Exact zeros, such as sparse weights have, have no density: what is returned of them is that of weights below
-        the smallest noise level.
+        the smallest noise level. With a resolution s it is the density of W + s s₀ ε instead, ε standard normal, which
+        weights of any kind have; give it such weights.
 
         Args:
             weights: W, shape (..., post, pre), of several recordings (..., recording, post, pre).
+            resolution: s, in units of `unit`.
             probes: random signs per trace, see `flow_log_density`; None for the exact trace.
             steps: noise levels.
             generator: seed or generator of the signs.
@@ -274,7 +281,7 @@ class WeightPosterior:
             log p(W | recording), shape (...).
 
         Raises:
-            ValueError: weights of another number of neurons.
+            ValueError: weights of another number of neurons, or numbers out of range.
         """
         N, count = self.num_neurons, len(self.statistics)
         wanted = (count, N, N) if self._several else (N, N)
@@ -286,7 +293,7 @@ class WeightPosterior:
         unit = gain / math.sqrt(N)
         found = flow_log_density(
             denoise, W / unit[..., None, None], sigmas=noise_levels(steps, self.model.config.sigma_max),
-            evidence=evidence, probes=probes, generator=generator, progress=progress,
+            evidence=evidence, resolution=resolution, probes=probes, generator=generator, progress=progress,
         )  # fmt: skip
         found = (found - N**2 * unit.log()).reshape(*shape, count)
         return found if self._several else found.squeeze(-1)
@@ -319,8 +326,7 @@ class WeightPosterior:
         """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""
         N = self.num_neurons
         of_noise = scales.square()
-        unit = self._unit.expand(of_noise.shape)
-        in_W = Evidence(unit.eigenvalues / of_noise.unsqueeze(-1), unit.vectors, unit.cross / of_noise[..., None, None])
+        in_W = self._evidence.expand(of_noise.shape).over_noise(of_noise)
         if self.gain is None:
             gain = evidence_gain(in_W, *self.model.config.gains)
         else:

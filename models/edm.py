@@ -101,6 +101,16 @@ class Evidence:
         unit = torch.as_tensor(scale, dtype=torch.float64, device=self.eigenvalues.device).unsqueeze(-1)
         return Evidence(unit.square() * self.eigenvalues, self.vectors, unit.unsqueeze(-1) * self.cross)
 
+    def to(self, device: torch.device | str) -> Evidence:
+        """Return it on a device."""
+        vectors = None if self.vectors is None else self.vectors.to(device)
+        return Evidence(self.eigenvalues.to(device), vectors, self.cross.to(device))
+
+    def over_noise(self, variance: Tensor) -> Evidence:
+        """Return that of the same transitions with noise of another variance, shape (...): Λ and B over it."""
+        over = variance.unsqueeze(-1)
+        return Evidence(self.eigenvalues / over, self.vectors, self.cross / over.unsqueeze(-1))
+
     def expand(self, batch: Sequence[int]) -> Evidence:
         """Return the same evidence for each matrix of a batch, without copies."""
         N = self.eigenvalues.shape[-1]

@@ -5,8 +5,9 @@ normal at σ_max. Followed backwards from W it gives
 
     log p(W) = log N(y(θ_max); 0, 1) − ∫ tr(∂F/∂y) dθ − Σ ½ log c,
 
-exactly where F = 0. Heun's method follows y and the trapezoid rule the trace: second order in the steps. The trace is
-exact, or Hutchinson's estimate from random signs, without bias.
+exactly where F = 0. Begun at a noise level s instead of 0, it gives the density of W + s ε. Heun's method follows y and
+the trapezoid rule the trace: second order in the steps. The trace is exact, or Hutchinson's estimate from random signs,
+without bias.
 
 References:
     Score-based generative modeling through stochastic differential equations (Song, Sohl-Dickstein, Kingma, Kumar,
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from neurosde.brownian import as_generator
 from neurosde.models.edm import Denoiser, Evidence, noise_levels
 from neurosde.models.samplers import Gaussian
-from neurosde.validation import check_count
+from neurosde.validation import check_count, check_positive
 
 STEPS = 64
 
@@ -38,6 +39,7 @@ def flow_log_density(
     sigmas: Tensor | None = None,
     prior_variance: float = 1.0,
     evidence: Evidence | None = None,
+    resolution: float = 0.0,
     probes: int | None = 8,
     generator: int | torch.Generator | None = None,
     progress: bool = False,
@@ -50,6 +52,7 @@ def flow_log_density(
         sigmas: noise levels, falling, the last one 0; by default 64 from 80.
         prior_variance: v, see `neurosde.models.sample`.
         evidence: what recordings say that `denoise` is conditioned on, if it is.
+        resolution: noise level s of the law of W + s ε whose density is given, 0 for that of W.
         probes: number of random signs that each trace is estimated from; None computes it, at the cost of an evaluation
             for each entry.
         generator: seed or generator of the signs, on the device of x.
@@ -59,12 +62,14 @@ def flow_log_density(
         log p(W), shape (...), float64.
 
     Raises:
-        ValueError: fewer than one probe.
+        ValueError: fewer than one probe, or a resolution that is not below the largest noise level.
     """
     if probes is not None:
         check_count(probes, "probes")
     source = as_generator(generator, x.device)
     levels = (noise_levels(STEPS) if sigmas is None else sigmas).tolist()
+    if check_positive(resolution, "resolution", zero_ok=True) >= levels[0]:
+        raise ValueError(f"resolution must be below the largest noise level {levels[0]:g}; got {resolution}.")
     gaussian = Gaussian(prior_variance, evidence)
     c = torch.as_tensor(gaussian.variances, dtype=torch.float64, device=x.device)
     batch, (rows, columns) = x.shape[:-2], x.shape[-2:]
@@ -96,15 +101,20 @@ def flow_log_density(
                 found = found + (pulled * one).sum((-1, -2))
         return F.detach(), found / (1 if probes is None else probes)
 
-    y = (gaussian.along(x.double()) - gaussian.mean) / c.sqrt()
-    rising = levels[-2::-1]
-    first = angle(rising[0])
-    F, trace = slope_and_trace(y, rising[0], first)  # up to the first level F stays what it is there
-    y, lost = y - F * first, trace
+    spread = (c + resolution**2) * wide
+    y = (gaussian.along(x.double()) - gaussian.mean) / spread.sqrt()
+    if resolution:
+        rising = [resolution, *(s for s in levels[::-1] if s > resolution)]
+        lost = y.new_zeros(batch)
+    else:
+        rising = levels[-2::-1]
+        first = angle(rising[0])
+        F, trace = slope_and_trace(y, rising[0], first)  # up to the first level F stays what it is there
+        y, lost = y - F * first, trace
     for s, t in tqdm(list(zip(rising[:-1], rising[1:], strict=True)), unit="step", disable=None if progress else True):
         turned = angle(t) - angle(s)
         F, trace = slope_and_trace(y, s, turned)
         ahead, after = slope_and_trace(y - F * turned, t, turned)
         y, lost = y - 0.5 * (F + ahead) * turned, lost + 0.5 * (trace + after)
     normal = -0.5 * y.square().sum((-1, -2)) - 0.5 * rows * columns * math.log(2 * math.pi)
-    return normal - lost - 0.5 * (c.log() * wide).sum((-1, -2))
+    return normal - lost - 0.5 * spread.log().sum((-1, -2))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import Transitions, TransitionStatistics, transition_statistics, transitions
+from neurosde.models.edm import Evidence
 
 
 def recording_statistics(recording: Recording, *, estimate_input: bool = False) -> TransitionStatistics:
@@ -18,6 +21,12 @@ def recording_statistics(recording: Recording, *, estimate_input: bool = False) 
 def recording_transitions(recording: Recording) -> Iterator[Transitions]:
     """Transitions of a recording whose dt, tau and drive are settled."""
     return transitions(**_settings(recording))
+
+
+def recording_evidence(statistics: Sequence[TransitionStatistics]) -> Evidence:
+    """Evidence of recordings of as many neurons, were the noise of a transition 1; see `Evidence.over_noise`."""
+    eigenvalues, vectors, cross = zip(*(one.spectrum() for one in statistics), strict=True)
+    return Evidence(torch.stack(eigenvalues), torch.stack(vectors), torch.stack(cross))
 
 
 def _settings(recording: Recording) -> dict[str, Any]:

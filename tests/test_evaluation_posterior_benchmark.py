@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, projections, uniformity
+from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, projections, ranks, uniformity
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 
@@ -27,14 +27,20 @@ def test_ranks_of_a_right_posterior_are_uniform_and_of_wrong_ones_are_not():
     found = {}
     for spread in (0.7, 1.0, 1.4):
         truth, draws, _ = normal_posteriors(600, 39, spread)
-        ranks = (projections(draws, directions) < projections(truth, directions)[:, None]).sum(1)
-        found[spread] = holm(uniformity(ranks, 39)).min()
+        found[spread] = holm(uniformity(ranks(draws, truth, directions), 39)).min()
     assert found[1.0] > 0.01 and found[0.7] < 1e-6 and found[1.4] < 1e-6
 
 
+def test_ranks_of_weights_that_are_often_zero_are_uniform():
+    rng = np.random.default_rng(2)
+    both = rng.standard_normal((40, 600, 2, 2)) * (rng.random((40, 600, 2, 2)) < 0.3)
+    found = ranks(both[1:], both[0], rng.standard_normal((2, 2, 2)))
+    assert holm(uniformity(found, 39)).min() > 0.01
+
+
 def test_p_values_of_uniform_ranks_are_uniform():
-    ranks = np.random.default_rng(0).integers(64, size=(400, 500))
-    assert scipy.stats.kstest(uniformity(ranks, 63), "uniform").pvalue > 0.01
+    drawn = np.random.default_rng(0).integers(64, size=(400, 500))
+    assert scipy.stats.kstest(uniformity(drawn, 63), "uniform").pvalue > 0.01
 
 
 def test_holm_by_hand():

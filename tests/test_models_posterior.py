@@ -171,8 +171,8 @@ def test_without_a_network_the_density_is_that_of_the_gaussian_posterior():
     )
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_the_density_of_a_scale_mixture(known):
+@pytest.mark.parametrize(("known", "resolution"), [(False, 0.0), (True, 0.0), (True, 0.3)])
+def test_the_density_of_a_scale_mixture(known, resolution):
     """Against the mixture of the posteriors for each variance, by their evidence: second order in the steps."""
     N, variances, shares = 2, torch.tensor([0.4, 1.5], dtype=D), torch.tensor([0.3, 0.7], dtype=D)
     torch.manual_seed(0)
@@ -188,14 +188,15 @@ def test_the_density_of_a_scale_mixture(known):
         if known:
             marginal = normal(torch.zeros(4, dtype=D), torch.eye(4, dtype=D) + v * phi @ phi.mT)
             weight = weight + marginal.log_prob(y.mT).sum()
-        parts.append((weight, normal(mean, precision_matrix=precision).log_prob(J).sum(-1)))
+        covariance = torch.linalg.inv(precision) + resolution**2 * torch.eye(N, dtype=D)
+        parts.append((weight, normal(mean, covariance).log_prob(J).sum(-1)))
     weights = torch.stack([weight for weight, _ in parts]).log_softmax(0)
     expected = torch.logsumexp(weights.unsqueeze(-1) + torch.stack([density for _, density in parts]), 0)
     denoise = ScaleMixtureDenoiser(variances, shares, evidence)
     errors = []
     for steps in (48, 96):  # from a σ_max at which the law is next to normal
         sigmas = noise_levels(steps, 2000.0)
-        found = flow_log_density(denoise, J, sigmas=sigmas, evidence=evidence, probes=None)
+        found = flow_log_density(denoise, J, sigmas=sigmas, evidence=evidence, resolution=resolution, probes=None)
         errors.append(float((found - expected).abs().max()))
     assert errors[1] < 0.01 and errors[1] < 0.4 * errors[0]
 
@@ -213,6 +214,8 @@ def test_traces_from_random_signs_are_not_biased():
         posterior.log_prob(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="probes must be"):
         posterior.log_prob(W.unsqueeze(0), probes=0)
+    with pytest.raises(ValueError, match="resolution must be below the largest noise level"):
+        posterior.log_prob(W.unsqueeze(0), resolution=1000.0)
 
 
 # What is estimated

@@ -22,6 +22,7 @@ from neurosde.brownian import as_generator
 from neurosde.evaluation import (
     denoising_benchmark,
     engine_calibration,
+    exact_benchmark,
     loader_benchmark,
     posterior_benchmark,
     sampling_benchmark,
@@ -159,6 +160,8 @@ def add_arguments(parser: OptionParser) -> None:
     sampling_benchmark.add_arguments(sub)
     sub = kinds.add_parser("posterior", help="a trained posterior beside ridge and the exact Gaussian one")
     posterior_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("exact", help="posteriors beside the exact one, where that is known; also those of sbi")
+    exact_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")

@@ -85,6 +85,23 @@ def projections(weights: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return np.concatenate([of_directions, np.stack(others)])
 
 
+def ranks(draws: np.ndarray, truth: np.ndarray, directions: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Ranks of the truth's features among those of draws; ties, which sparse weights make, are broken at random.
+
+    Args:
+        draws: posterior draws (draw, network, post, pre).
+        truth: W (network, post, pre).
+        directions: see `projections`.
+        seed: of the ties.
+
+    Returns:
+        Number of draws below the truth, shape (feature, network).
+    """
+    of_draws, of_truth = projections(draws, directions), projections(truth, directions)[:, None]
+    ties = (of_draws == of_truth).sum(1)
+    return (of_draws < of_truth).sum(1) + np.random.default_rng(seed).integers(ties + 1)
+
+
 def uniformity(ranks: np.ndarray, draws: int, bins: int = 10) -> np.ndarray:
     """P-values of the hypothesis that ranks of the truth among draws are uniform: simulation-based calibration.
 

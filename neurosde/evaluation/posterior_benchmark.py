@@ -33,10 +33,9 @@ from neurosde.evaluation.calibration import (
     coverage_error,
     expected_coverage,
     holm,
-    projections,
+    ranks,
     uniformity,
 )
-from neurosde.evaluation.recovery import recovery
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transition_statistics
 from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
@@ -108,7 +107,7 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
         ValueError: an ensemble that the posterior was not trained on.
     """
     c = config
-    ensembles = {name: _ensemble(posterior, name, c.gains) for name in c.families or posterior.families}
+    ensembles = {name: ensemble_of(posterior, name, c.gains) for name in c.families or posterior.families}
     cells = (len(ensembles), len(c.sizes), len(c.lengths))
     values = {name: np.empty((*cells, c.networks)) for name in ERRORS}
     values |= {name: np.empty((*cells, len(INFORMED), c.networks)) for name in CALIBRATION}
@@ -117,8 +116,10 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
         for i, (name, ensemble) in enumerate(ensembles.items()):
             for j, N in enumerate(c.sizes):
                 for k, T in enumerate(c.lengths):
-                    generator = torch.Generator().manual_seed(_seed(c.seed, i, N, T))
-                    W, statistics = simulated(ensemble, N, T, c, generator)
+                    generator = torch.Generator().manual_seed(network_seed(c.seed, i, N, T))
+                    W, statistics = simulated(
+                        ensemble, c.networks, N, T, trials=c.trials, noise_std=c.noise_std, dt=c.dt, generator=generator
+                    )
                     for key, value in _cell(posterior, name, W, statistics, c).items():
                         values[key][i, j, k] = value
                     progress.update()
@@ -145,16 +146,23 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
 
 
 def simulated(
-    ensemble: Ensemble, N: int, T: int, config: PosteriorBenchmark, generator: torch.Generator
+    ensemble: Ensemble,
+    networks: int,
+    N: int,
+    T: int,
+    *,
+    trials: int,
+    noise_std: float,
+    dt: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, list[TransitionStatistics]]:
-    """Draw networks W (network, post, pre), and record them."""
-    c = config
-    W = ensemble.sample_weights(c.networks, N, generator)
-    h0 = torch.randn(c.networks, c.trials, N, generator=generator, dtype=torch.float64)
+    """Draw networks W (network, post, pre), and record `trials` of T times of each, τ = 1."""
+    W = ensemble.sample_weights(networks, N, generator)
+    h0 = torch.randn(networks, trials, N, generator=generator, dtype=torch.float64)
     _, h = simulate_rate_network(
-        W.unsqueeze(1), h0, T, c.dt, 1.0, noise_std=c.noise_std, generator=generator, return_h=True
+        W.unsqueeze(1), h0, T, dt, 1.0, noise_std=noise_std, generator=generator, return_h=True
     )
-    return W, [transition_statistics(voltage=one, dt=c.dt) for one in h]
+    return W, [transition_statistics(voltage=one, dt=dt) for one in h]
 
 
 def _cell(
@@ -167,16 +175,15 @@ def _cell(
     found, calibration = {}, []
     for key, family in (("cfg", None), ("cfg_told", name)):
         given = posterior.condition(statistics, noise_std=c.noise_std, family=family)
-        found[key] = _errors(given.mean.cpu(), W)
+        found[key] = relative_errors(given.mean.cpu(), W)
         source = torch.Generator(posterior.device).manual_seed(c.seed)
         draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu().numpy()
-        below = projections(draws, directions) < projections(truth, directions)[:, None]
         calibration.append(
             {
                 "coverage_90": [coverage(draws[:, r], truth[r], np.array([0.9]))[0] for r in range(len(W))],
                 "contraction": 1 - draws.var(0, ddof=1).mean((-2, -1)) / np.square(truth).mean(),
                 "credibility": expected_coverage(draws, truth, references),
-                "rank": below.sum(1),
+                "rank": ranks(draws, truth, directions, c.seed),
             }
         )
     evidence = [empirical_bayes(one, noise_std=c.noise_std) for one in statistics]
@@ -184,16 +191,22 @@ def _cell(
         GaussianPosterior.from_statistics(one, c.noise_std, prior.prior_variance).mean
         for one, prior in zip(statistics, evidence, strict=True)
     ]
-    found["gaussian"] = _errors(torch.stack(exact), W)
-    found["ridge"] = _errors(torch.stack([ridge(one) for one in statistics]), W)
+    found["gaussian"] = relative_errors(torch.stack(exact), W)
+    found["ridge"] = relative_errors(torch.stack([ridge(one) for one in statistics]), W)
     return found | {key: np.stack([one[key] for one in calibration]) for key in calibration[0]}
 
 
-def _errors(estimates: Tensor, W: Tensor) -> list[float]:
-    return [recovery(one.numpy(), truth.numpy())["relative_error"] for one, truth in zip(estimates, W, strict=True)]
+def relative_errors(estimates: Tensor, W: Tensor) -> Tensor:
+    """|Ŵ − W|/|W| of each network, shape (network,)."""
+    return (estimates - W).flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)
 
 
-def _ensemble(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> Ensemble:
+def ensemble_of(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> Ensemble:
+    """Ensemble of that name that a posterior was trained on, with another range of gains if one is given.
+
+    Raises:
+        ValueError: the posterior does not know it.
+    """
     known = {kind["name"]: kind for kind in posterior.config.training.get("ensembles", ())}
     chosen = dict(known[name], gain=gains[0], gain_high=gains[1]) if gains and name in known else known.get(name)
     found = ensemble_from_config({"ensemble": chosen})
@@ -202,19 +215,20 @@ def _ensemble(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> E
     return found
 
 
-def _seed(*key: int) -> int:
+def network_seed(*key: int) -> int:
+    """Seed of networks that no training has seen, for a seed, an ensemble's index, a size and a length."""
     return int(np.random.SeedSequence(key, spawn_key=(2,)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def calibration(results: xr.Dataset) -> dict[str, float]:
     """Coverage, contraction, uniformity of ranks and TARP of a selection of networks (and ensembles)."""
     draws, count = int(results.attrs["draws"]), results["credibility"].size
-    ranks = results["rank"].transpose("feature", ...).to_numpy().reshape(len(FEATURES), -1)
+    of_truth = results["rank"].transpose("feature", ...).to_numpy().reshape(len(FEATURES), -1)
     null = np.random.default_rng(0).integers(draws + 1, size=(_NULL_SETS, count)) / draws
     return {
         "coverage_90": float(results["coverage_90"].mean()),
         "contraction": float(results["contraction"].mean()),
-        "p": float(holm(uniformity(ranks, draws)).min()),
+        "p": float(holm(uniformity(of_truth, draws)).min()),
         "tarp": coverage_error(results["credibility"].to_numpy().ravel()),
         "tarp_null": float(np.quantile([coverage_error(one) for one in null], 0.95)),
     }

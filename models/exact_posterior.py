@@ -1,0 +1,247 @@
+"""Exact posteriors over weights of known ensembles, by Gibbs sampling: what a trained posterior is measured against.
+
+A recording says of W exp(tr(BWᵀ) − ½ tr(WΛWᵀ)) (`neurosde.likelihood`). For three ensembles of
+`neurosde.datasets.ensembles`, of a gain that is known or uniform over a range, all conditionals of their posteriors are
+standard. The gain g is drawn from a quadrature grid.
+
+Gaussian and low-rank, W = √v z + c m nᵀ with v = g²/N: along the eigenvectors u_k of Λ, where ñ = Uᵀn is standard
+normal as n is, b = BU, and with z integrated out,
+
+    log p(B | m, n, g) = Σ_ik [v b²/2 + b P − λ_k P²/2]_ik / (1 + v λ_k) − N/2 Σ_k log(1 + v λ_k),    P = c m ñᵀ,
+
+so that rows of m given n are normal, as rows of ñ given m are, with r × r precisions; and W given both and g is the
+Gaussian posterior about c m nᵀ. Of rank 0, the draws are independent.
+
+Sparse, W_ij ~ (1 − d) δ₀ + d N(0, v), v = g²/(N d): given the rest of its row, whether a connection exists has the odds
+
+    d/(1 − d) · (1 + v Λ_jj)^(−½) · exp(½ r² ς),    ς = 1/(Λ_jj + 1/v),    r = B_ij − Σ_{k≠j} W_ik Λ_kj,
+
+and if so W_ij ~ N(ς r, ς). One presynaptic neuron is visited after the other, all rows at once.
+
+References:
+    Variable selection via Gibbs sampling (George, McCulloch, 1993), https://doi.org/10.1080/01621459.1993.10476353
+    Sampling-based approaches to calculating marginal densities (Gelfand, Smith, 1990), averages of conditional means,
+    https://doi.org/10.1080/01621459.1990.10476213
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.models.analytic import gain_quadrature
+from neurosde.models.edm import Evidence
+from neurosde.validation import check_count
+
+POINTS = 48  # of the quadrature over an unknown gain
+CHAINS = 8
+BURN_IN = 200  # sweeps of each chain that are left out
+THIN = 8  # sweeps from one draw to the next
+
+
+@dataclass(frozen=True)
+class ExactPosterior:
+    """Draws of exact posteriors over W.
+
+    Attributes:
+        weights: draws, chain after chain, shape (draw, recording, post, pre), float64.
+        mean: posterior mean, the average of conditional means over all sweeps, shape (recording, post, pre).
+        mean_error: root mean square Monte-Carlo error of an entry of the mean, told from the chains' differences, over
+            the root mean square posterior sd of an entry; shape (recording,).
+        gain: draws of the gain, shape (draw, recording).
+    """
+
+    weights: Float[Tensor, "draw recording post pre"]
+    mean: Float[Tensor, "recording post pre"]
+    mean_error: Float[Tensor, " recording"]
+    gain: Float[Tensor, "draw recording"]
+
+
+def exact_posterior(
+    ensemble: Ensemble,
+    evidence: Evidence,
+    draws: int = 256,
+    *,
+    chains: int = CHAINS,
+    burn_in: int = BURN_IN,
+    thin: int = THIN,
+    seed: int = 0,
+    progress: bool = False,
+) -> ExactPosterior:
+    """Draw from p(W | recording, ensemble), for several recordings at once.
+
+    Args:
+        ensemble: Gaussian, sparse or low-rank, or a mixture of such over gains.
+        evidence: of each recording, in units of W, shapes (recording, …).
+        draws: number of draws, a multiple of `chains`.
+        chains: independent chains for each recording.
+        burn_in: sweeps of each chain that are left out.
+        thin: sweeps from one draw to the next.
+        seed: of the chains.
+        progress: show a progress bar, on a terminal.
+
+    Raises:
+        ValueError: another ensemble, evidence of another shape, or numbers out of range.
+    """
+    if evidence.cross.ndim != 3:
+        raise ValueError(f"evidence must be of shape (recording, post, pre); got {tuple(evidence.cross.shape)}.")
+    check_count(chains, "chains", 2)
+    check_count(thin, "thin")
+    if check_count(draws, "draws") % chains:
+        raise ValueError(f"draws must be a multiple of chains = {chains}; got {draws}.")
+    recordings, N = evidence.cross.shape[:2]
+    source = torch.Generator(evidence.cross.device).manual_seed(seed)
+    index = torch.arange(recordings, device=evidence.cross.device).repeat_interleave(chains)
+    gibbs = _chains(ensemble, evidence[index], source)
+    kept, gains = [], []
+    mean = torch.zeros_like(gibbs.cross)
+    kept_sweeps = draws // chains * thin
+    for sweep in tqdm(range(burn_in + kept_sweeps), unit="sweep", disable=None if progress else True):
+        W, conditional_mean = gibbs.sweep()
+        if sweep >= burn_in:
+            mean += conditional_mean / kept_sweeps
+            if (sweep - burn_in) % thin == thin - 1:
+                kept.append(W.clone())
+                gains.append(gibbs.gains[gibbs.component])
+    shape = (draws // chains, recordings, chains)
+    weights = torch.stack(kept).view(*shape, N, N).transpose(1, 2).transpose(0, 1).reshape(draws, recordings, N, N)
+    means = mean.view(recordings, chains, N, N)
+    spread = weights.var(0).mean((-1, -2)).sqrt()
+    error = (means.var(1).mean((-1, -2)) / chains).sqrt() / spread
+    gain = torch.stack(gains).view(shape).permute(2, 0, 1).reshape(draws, recordings)
+    return ExactPosterior(weights, means.mean(1), error, gain)
+
+
+def _chains(ensemble: Ensemble, evidence: Evidence, source: torch.Generator) -> _Gibbs:
+    base = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+    assert isinstance(base, FixedGain)
+    if isinstance(ensemble, GainMixture) and ensemble.gain_high > base.gain:
+        gains, chances = gain_quadrature(base.gain, ensemble.gain_high, POINTS)
+    else:
+        gains, chances = torch.tensor([base.gain], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    if isinstance(base, Sparse):
+        return _SparseGibbs(base.density, gains, chances, evidence, source)
+    if isinstance(base, LowRank):
+        return _LowRankGibbs(base.strength, base.rank, gains, chances, evidence, source)
+    if isinstance(base, Gaussian):
+        return _LowRankGibbs(0.0, 0, gains, chances, evidence, source)
+    raise ValueError(f"the exact posterior is known of gaussian, sparse and low-rank weights; got {ensemble.name!r}.")
+
+
+class _Gibbs(ABC):
+    """Chains side by side, one for each row of the evidence, with the gain's grid."""
+
+    def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator) -> None:
+        device = evidence.cross.device
+        self.evidence, self.source = evidence, source
+        self.gains, self.log_chances = gains.to(device), chances.log().to(device)
+        # Beginning anywhere in the range: chains that have not mixed differ.
+        self.component = torch.randint(len(gains), (len(evidence.cross),), generator=source, device=device)
+
+    @property
+    def cross(self) -> Tensor:
+        """B of each chain, along the directions."""
+        return self.evidence.cross
+
+    @abstractmethod
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        """Draw all once more: W (chain, post, pre), and its mean given what else was drawn."""
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
+
+    def _draw_gain(self, log_likelihood: Tensor) -> None:
+        """Draw the component of the gain, given log p(rest | gain) (chain, component)."""
+        p = (self.log_chances + log_likelihood).softmax(-1)
+        self.component = torch.multinomial(p, 1, generator=self.source).squeeze(-1)
+
+
+class _LowRankGibbs(_Gibbs):
+    def __init__(
+        self, strength: float, rank: int, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator
+    ) -> None:
+        super().__init__(gains, chances, evidence, source)
+        chains, N = self.cross.shape[:2]
+        self.c = strength / math.sqrt(rank * N) if rank else 0.0
+        self.variances = self.gains.square() / N
+        self.factors = 1 + self.variances.unsqueeze(-1) * evidence.eigenvalues.unsqueeze(-2)  # (chain, component, k)
+        self.of_gain = 0.5 * (
+            (self.variances.unsqueeze(-1) * self.cross.square().sum(-2).unsqueeze(-2)) / self.factors
+            - N * self.factors.log()
+        ).sum(-1)
+        self.n = self._normal(chains, N, rank)  # along the directions
+        self.m = self._normal(chains, N, rank)
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        precision = self.evidence.eigenvalues
+        structure = self.c * self.m @ self.n.mT
+        linear = (self.cross * structure).sum(-2) - 0.5 * precision * structure.square().sum(-2)
+        self._draw_gain(self.of_gain + (linear.unsqueeze(-2) / self.factors).sum(-1))
+        v = self.variances[self.component]
+        factor = 1 + v.unsqueeze(-1) * precision
+        weight, seen = precision / factor, self.cross / factor.unsqueeze(-2)
+        if self.c:
+            weighted = weight.unsqueeze(-1) * self.n
+            self.m = self._factor(self.c**2 * (self.n.mT @ weighted).unsqueeze(-3), self.c * seen @ self.n)
+            each = self.c**2 * weight[..., None, None] * (self.m.mT @ self.m).unsqueeze(-3)
+            self.n = self._factor(each, self.c * seen.mT @ self.m)
+            structure = self.c * self.m @ self.n.mT
+        variance = 1 / (precision + 1 / v.unsqueeze(-1))
+        mean = (self.cross + structure / v[:, None, None]) * variance.unsqueeze(-2)
+        W = mean + variance.sqrt().unsqueeze(-2) * self._normal(*mean.shape)
+        vectors = self.evidence.vectors
+        return (W, mean) if vectors is None else (W @ vectors.mT, mean @ vectors.mT)
+
+    def _factor(self, precision: Tensor, linear: Tensor) -> Tensor:
+        """Draw rows of precision I + `precision` (chain, row or 1, r, r) and linear term (chain, row, r)."""
+        rank = linear.shape[-1]
+        L = torch.linalg.cholesky(precision + torch.eye(rank, dtype=linear.dtype, device=linear.device))
+        L = L.expand(*linear.shape, rank)
+        half = torch.linalg.solve_triangular(L, linear.unsqueeze(-1), upper=False) + self._normal(*linear.shape, 1)
+        return torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
+
+
+class _SparseGibbs(_Gibbs):
+    def __init__(
+        self, density: float, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator
+    ) -> None:
+        super().__init__(gains, chances, evidence, source)
+        U, N = evidence.vectors, evidence.cross.shape[-1]
+        self.precision = torch.diag_embed(evidence.eigenvalues)
+        self.linear = evidence.cross.clone()
+        if U is not None:
+            self.precision, self.linear = U @ self.precision @ U.mT, self.linear @ U.mT
+        self.variances = self.gains.square() / (N * density)
+        self.log_odds = math.log(density) - math.log1p(-density) if density < 1 else math.inf
+        # Half of the chains begin without connections, half with all of them.
+        prior = self.variances[self.component][:, None, None].sqrt() * self._normal(*self.linear.shape)
+        self.W = prior * (torch.arange(len(prior), device=prior.device) % 2)[:, None, None]
+        self.residual = self.linear - self.W @ self.precision
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        v = self.variances[self.component].unsqueeze(-1)
+        mean = torch.empty_like(self.W)
+        N = self.W.shape[-1]
+        normal = self._normal(N, *self.W.shape[:2])
+        uniform = torch.rand(normal.shape, generator=self.source, dtype=torch.float64, device=normal.device)
+        for j in range(N):
+            precision = self.precision[:, j, j].unsqueeze(-1)
+            r = self.residual[..., j] + self.W[..., j] * precision
+            variance = 1 / (precision + 1 / v)
+            log_odds = self.log_odds + 0.5 * (variance / v).log() + 0.5 * r.square() * variance
+            exists = torch.sigmoid(log_odds)
+            mean[..., j] = exists * variance * r
+            drawn = torch.where(uniform[j] < exists, variance * r + variance.sqrt() * normal[j], 0.0)
+            self.residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
+            self.W[..., j] = drawn
+        self.residual = self.linear - self.W @ self.precision  # rounding does not add up
+        number, square = (self.W != 0).sum((-1, -2)), self.W.square().sum((-1, -2))
+        self._draw_gain(-0.5 * (number.unsqueeze(-1) * self.variances.log() + square.unsqueeze(-1) / self.variances))
+        return self.W, mean

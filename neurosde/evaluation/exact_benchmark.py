@@ -1,0 +1,316 @@
+"""`neurosde benchmark exact`: posteriors beside the exact one, where that is known.
+
+For each ensemble whose exact posterior is known (`neurosde.models.exact_posterior`) and each size, networks
+are drawn, recorded, and inferred by every method, which is told dt, τ, σ and the ensemble with its range of gains (or
+the one gain). Methods of sbi are trained on `simulations` recordings of the ensemble for each row.
+
+- error: |Ŵ − W|/|W| of the posterior mean; to exact: |Ŵ − exact mean|/|exact mean|.
+- sd: root mean variance of a weight, over that of the exact posterior; variance: the least and the largest ratio of
+  variances along an eigenvector of Λ, averaged over rows and networks.
+- C2ST: how often a classifier tells a draw from one of the exact posterior, ½ at best; it rises with their number.
+- log score: log density of the truth, per weight, at a resolution of 0.05 s₀ (so that sparse weights have one), where a
+  method has a density.
+
+The first row of each cell is a second run of the exact posterior: what the number of draws alone allows.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosde.datasets.ensembles import Ensemble, GainMixture
+from neurosde.evaluation.c2st import c2st
+from neurosde.evaluation.posterior_benchmark import ensemble_of, network_seed, relative_errors, simulated
+from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
+from neurosde.evaluation.timing import hardware
+from neurosde.likelihood import TransitionStatistics
+from neurosde.models.analytic import gain_quadrature
+from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
+from neurosde.models.edm import Evidence
+from neurosde.models.empirical_bayes import empirical_bayes, ridge
+from neurosde.models.exact_posterior import BURN_IN, CHAINS, POINTS, THIN, ExactPosterior, exact_posterior
+from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.recorded import recording_evidence
+from neurosde.options import OptionParser, add_options, from_options
+from neurosde.provenance import global_attributes, whole_file
+from neurosde.validation import check_count, check_positive, check_time_step, optional_package
+
+METHODS = {
+    "exact": "exact posterior, once more",
+    "cfg": "trained posterior",
+    "gaussian": "Gaussian posterior (evidence)",
+    "ridge": "ridge (cross-validation)",
+    "npe": "NPE (sbi)",
+    "npse": "NPSE (sbi)",
+    "fmpe": "FMPE (sbi)",
+}
+METRICS = {
+    "error": "relative error of the posterior mean",
+    "to_exact": "relative distance of the posterior mean from the exact one",
+    "sd": "standard deviation over the exact one",
+    "least_variance": "least variance along a direction over the exact one",
+    "largest_variance": "largest variance along a direction over the exact one",
+    "c2st": "accuracy of a classifier between draws and exact draws",
+    "log_score": "log density of the truth per weight, at the resolution",
+}
+RESOLUTION = 0.05  # of log scores, in units of s₀
+
+
+@dataclass(frozen=True)
+class ExactBenchmark:
+    """What to infer, and by what."""
+
+    sizes: tuple[int, ...] = field(default=(5, 10, 20), metadata={"help": "neurons", "flags": ("--N",)})
+    families: tuple[str, ...] = field(default=("gaussian", "sparse", "low-rank"), metadata={"help": "ensembles"})
+    methods: tuple[str, ...] = field(
+        default=("exact", "cfg", "gaussian", "ridge"), metadata={"help": f"of {', '.join(METHODS)}"}
+    )
+    gain: float = field(
+        default=0.0, metadata={"help": "the networks' gain, which methods are told (default 0: unknown, as trained)"}
+    )
+    length: int = field(default=100, metadata={"help": "times per trial"})
+    trials: int = field(default=2, metadata={"help": "trials per network"})
+    networks: int = field(default=16, metadata={"help": "networks per cell of the table"})
+    draws: int = field(default=512, metadata={"help": "draws per network"})
+    thin: int = field(default=THIN, metadata={"help": "sweeps of the exact posterior's chains from draw to draw"})
+    simulations: int = field(default=10_000, metadata={"help": "simulations that methods of sbi are trained on"})
+    noise_std: float = field(default=0.3, metadata={"help": "noise sigma"})
+    dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
+    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
+
+    def __post_init__(self) -> None:
+        for N in self.sizes:
+            check_count(N, "N", 2)
+        if unknown := sorted(set(self.methods) - set(METHODS)):
+            raise ValueError(f"methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}.")
+        check_positive(self.gain, "gain", zero_ok=True)
+        check_count(self.length, "length", 3)
+        for name in ("trials", "networks", "thin", "simulations"):
+            check_count(getattr(self, name), name)
+        if check_count(self.draws, "draws", 2 * CHAINS) % CHAINS:
+            raise ValueError(f"draws must be a multiple of {CHAINS}, the number of chains; got {self.draws}.")
+        check_count(self.steps, "steps", 2)
+        check_positive(self.noise_std, "noise_std")
+        check_time_step(self.dt)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Networks of one row of the table."""
+
+    ensemble: Ensemble
+    truth: Tensor
+    statistics: list[TransitionStatistics]
+    evidence: Evidence
+    exact: ExactPosterior
+    resolution: Tensor
+    blurred: Tensor
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a method says: means (network, post, pre), draws (draw, network, post, pre) and log scores (network,)."""
+
+    mean: Tensor
+    draws: Tensor | None = None
+    log_score: Tensor | None = None
+
+
+def exact_benchmark(posterior: CFGPosterior, config: ExactBenchmark, checkpoint: str = "") -> xr.Dataset:
+    """Run the benchmark.
+
+    Returns:
+        Each of `METRICS` (ensemble, neurons, method, network), and `monte_carlo_error` (ensemble, neurons, network), of
+        the exact mean in units of the exact sd.
+
+    Raises:
+        ValueError: an ensemble whose exact posterior is not known, or that the trained posterior does not know.
+        ImportError: sbi is not installed and a method of it is asked for.
+    """
+    c = config
+    if set(c.methods) & set(SBI_METHODS):
+        optional_package("sbi", "sbi")
+    shape = (len(c.families), len(c.sizes), len(c.methods), c.networks)
+    values = {name: np.full(shape, np.nan) for name in METRICS}
+    errors = np.empty((*shape[:2], c.networks))
+    with tqdm(total=math.prod(shape[:3]), unit="cell", disable=None) as progress:
+        for i, name in enumerate(c.families):
+            for j, N in enumerate(c.sizes):
+                cell = _cell(posterior, name, N, c)
+                errors[i, j] = cell.exact.mean_error
+                for k, method in enumerate(c.methods):
+                    for metric, value in _compared(_found(method, posterior, name, cell, c), cell, c.seed):
+                        values[metric][i, j, k] = value
+                    progress.update()
+    dims = ("ensemble", "neurons", "method", "network")
+    dataset = xr.Dataset(
+        {name: (dims, value, {"long_name": METRICS[name], "units": "1"}) for name, value in values.items()},
+        {"ensemble": list(c.families), "neurons": list(c.sizes), "method": list(c.methods)},
+    )
+    about = {"long_name": "Monte-Carlo error of the exact mean over the exact sd", "units": "1"}
+    dataset["monte_carlo_error"] = (("ensemble", "neurons", "network"), errors, about)
+    dataset.attrs = global_attributes(
+        "Posteriors over weights beside the exact one",
+        f"{checkpoint}, {c.networks} networks per cell, {c.draws} draws. {hardware(device=posterior.device)}",
+        c,
+        c.seed,
+    )
+    return dataset
+
+
+def _cell(posterior: CFGPosterior, name: str, N: int, c: ExactBenchmark) -> _Cell:
+    ensemble = ensemble_of(posterior, name, (c.gain, c.gain) if c.gain else ())
+    generator = torch.Generator().manual_seed(network_seed(c.seed, posterior.families.index(name), N, c.length))
+    truth, statistics = simulated(
+        ensemble, c.networks, N, c.length, trials=c.trials, noise_std=c.noise_std, dt=c.dt, generator=generator
+    )
+    scales = torch.tensor([one.noise_scale(c.noise_std) for one in statistics], dtype=torch.float64)
+    evidence = recording_evidence(statistics).over_noise(scales.square())
+    exact = exact_posterior(ensemble, evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=c.seed)
+    unit = posterior.condition(statistics, **_told(name, ensemble, N, c)).unit.cpu()
+    resolution = RESOLUTION * unit
+    noise = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
+    blurred = truth + resolution[:, None, None] * noise
+    return _Cell(ensemble, truth, statistics, evidence, exact, resolution, blurred)
+
+
+def _told(name: str, ensemble: Ensemble, N: int, c: ExactBenchmark) -> dict[str, Any]:
+    gain = math.sqrt(N * ensemble.variance(N)) if c.gain else None
+    return {"noise_std": c.noise_std, "family": name, "gain": gain}
+
+
+def _found(method: str, posterior: CFGPosterior, name: str, cell: _Cell, c: ExactBenchmark) -> _Found:
+    N = cell.truth.shape[-1]
+    if method == "exact":
+        again = exact_posterior(
+            cell.ensemble, cell.evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=c.seed + 1
+        )
+        return _Found(again.mean, again.weights, _mixture_score(cell) if name == "gaussian" else None)
+    if method == "cfg":
+        given = posterior.condition(cell.statistics, **_told(name, cell.ensemble, N, c))
+        source = torch.Generator(posterior.device).manual_seed(c.seed)
+        draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu()
+        score = given.log_prob(cell.blurred.to(posterior.device), resolution=RESOLUTION, generator=c.seed).cpu()
+        return _Found(given.mean.cpu(), draws, score)
+    if method == "ridge":
+        return _Found(torch.stack([ridge(one) for one in cell.statistics]))
+    if method == "gaussian":
+        parts = [_gaussian(one, cell.ensemble, c) for one in cell.statistics]
+        draws = torch.stack([one.sample((c.draws,), c.seed) for one in parts], 1)
+        scores = [_blurred(one, s).log_prob(W) for one, s, W in zip(parts, cell.resolution, cell.blurred, strict=True)]
+        return _Found(torch.stack([one.mean for one in parts]), draws, torch.stack(scores))
+    draws = sbi_draws(
+        method, cell.ensemble, cell.statistics, noise_std=c.noise_std, dt=c.dt, trials=c.trials, T=c.length,
+        simulations=c.simulations, draws=c.draws, seed=c.seed, progress=True,
+    )  # fmt: skip
+    return _Found(draws.mean(1), draws.transpose(0, 1))
+
+
+def _gaussian(statistics: TransitionStatistics, ensemble: Ensemble, c: ExactBenchmark) -> GaussianPosterior:
+    v = ensemble.variance(statistics.num_neurons) if c.gain else None
+    found = empirical_bayes(statistics, noise_std=c.noise_std, prior_variance=v)
+    return GaussianPosterior.from_statistics(statistics, c.noise_std, found.prior_variance)
+
+
+def _blurred(posterior: GaussianPosterior, resolution: Tensor) -> GaussianPosterior:
+    sd = (posterior.direction_sd.square() + resolution**2).sqrt()
+    return GaussianPosterior(posterior.mean, posterior.directions, sd, posterior.prior_variance, posterior.noise_std)
+
+
+def _mixture_score(cell: _Cell) -> Tensor:
+    """Log density of the blurred truth under the exact posterior of Gaussian weights, shape (network,)."""
+    N, e = cell.truth.shape[-1], cell.evidence
+    assert e.vectors is not None
+    if isinstance(cell.ensemble, GainMixture) and cell.ensemble.gain_high > cell.ensemble.base.gain:
+        gains, chances = gain_quadrature(cell.ensemble.base.gain, cell.ensemble.gain_high, POINTS)
+    else:
+        gains, chances = (N * torch.tensor([cell.ensemble.variance(N)], dtype=torch.float64)).sqrt(), torch.ones(1)
+    v = (gains.square() / N).view(-1, 1, 1)
+    factor = 1 + v * e.eigenvalues
+    log_evidence = 0.5 * (v * e.cross.square().sum(-2) / factor - N * factor.log()).sum(-1)
+    weight = (chances.log().unsqueeze(-1) + log_evidence).log_softmax(0)
+    variance = (v / factor + cell.resolution.square().unsqueeze(-1)).unsqueeze(-2)
+    off = cell.blurred @ e.vectors - e.cross * (v / factor).unsqueeze(-2)
+    density = -0.5 * (off.square() / variance + (2 * math.pi * variance).log()).sum((-1, -2))
+    return (weight + density).logsumexp(0)
+
+
+def _compared(found: _Found, cell: _Cell, seed: int) -> Iterator[tuple[str, Any]]:
+    exact, directions = cell.exact, cell.evidence.vectors
+    assert directions is not None
+    yield "error", relative_errors(found.mean, cell.truth)
+    yield "to_exact", relative_errors(found.mean, exact.mean)
+    if found.log_score is not None:
+        yield "log_score", found.log_score / cell.truth[0].numel()
+    if found.draws is None:
+        return
+    of_exact, of_found = exact.weights @ directions, found.draws @ directions
+    spread = of_exact.std(0)
+    yield "sd", (of_found.var(0).mean((-1, -2)) / spread.square().mean((-1, -2))).sqrt()
+    ratio = of_found.var(0).mean(-2) / spread.square().mean(-2)  # of each direction, averaged over rows
+    yield "least_variance", ratio.amin(-1)
+    yield "largest_variance", ratio.amax(-1)
+    pairs = [(one / spread).flatten(2).numpy() for one in (of_exact, of_found)]
+    yield "c2st", [c2st(pairs[0][:, k], pairs[1][:, k], seed=seed).accuracy for k in range(len(cell.truth))]
+
+
+def markdown_table(results: xr.Dataset) -> str:
+    """A row per ensemble, size and method: means over networks, with the standard errors of errors and C2ST."""
+    head = ["ensemble", "N", "method", "error", "to exact", "sd", "variance", "C2ST", "log score"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    root = math.sqrt(results.sizes["network"])
+
+    def mean(values: xr.DataArray, digits: int = 3) -> str:
+        return "" if bool(values.isnull().all()) else f"{float(values.mean()):.{digits}f}"
+
+    def with_error(values: xr.DataArray) -> str:
+        return mean(values) and f"{mean(values)} ± {float(values.std(ddof=1)) / root:.3f}"
+
+    for name in results["ensemble"].values:
+        for N in results["neurons"].values:
+            for method in results["method"].values:
+                cell = results.sel({"ensemble": name, "neurons": N, "method": method})
+                ends = [mean(cell[f"{end}_variance"], 2) for end in ("least", "largest")]
+                row = [
+                    name, str(N), METHODS[method], with_error(cell["error"]), mean(cell["to_exact"]), mean(cell["sd"]),
+                    " … ".join(ends).strip(" …"), with_error(cell["c2st"]), mean(cell["log_score"]),
+                ]  # fmt: skip
+                lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Add the options of `neurosde benchmark exact`."""
+    parser.add_argument("checkpoint", nargs="?", default="base", help="file, folder or name of a trained posterior")
+    add_options(parser, ExactBenchmark)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--out", type=Path, default=Path("results/exact-benchmark.nc"), help="data")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Run the benchmark, print its table, write its data."""
+    config = from_options(ExactBenchmark, options)
+    posterior = CFGPosterior.from_pretrained(options.checkpoint, options.device)
+    results = exact_benchmark(posterior, config, options.checkpoint)
+    with whole_file(options.out) as temporary:
+        results.to_netcdf(temporary, engine="netcdf4")
+    print(markdown_table(results))
+    print(
+        f"\n{config.networks} networks per row, {config.trials} x {config.length} times, {config.draws} draws, mean ± "
+        f"standard error; Monte-Carlo error of exact means {float(results['monte_carlo_error'].mean()):.3f} sd; "
+        f"{hardware(device=posterior.device)}\nData: {options.out}"
+    )
+    return 0
