@@ -27,17 +27,25 @@ from neurosde.likelihood import TransitionStatistics
 from neurosde.models.denoiser import PairNetwork
 from neurosde.models.diffusion_prior import PriorConfig, with_exact_zeros
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
-from neurosde.models.empirical_bayes import empirical_bayes, evidence_gain, sample_noise_scales
+from neurosde.models.empirical_bayes import (
+    empirical_bayes,
+    evidence_gain,
+    most_probable_time_constant,
+    sample_noise_scales,
+    sample_time_constants,
+)
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
-from neurosde.models.recorded import recording_evidence, recording_statistics
+from neurosde.models.recorded import recording_evidence, recording_statistics, recording_time_constants
 from neurosde.models.samplers import Method, sample
+from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count, check_positive
 
-Observed = Recording | TransitionStatistics | str | Path
+Statistics = TransitionStatistics | TimeConstantStatistics
+Observed = Recording | Statistics | str | Path
 STEPS = 24
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
@@ -105,6 +113,7 @@ class CFGPosterior:
         noise_std: float | None = None,
         gain: float | None = None,
         family: str | None = None,
+        tau: tuple[float, float] | None = None,
         estimate_input: bool = False,
     ) -> WeightPosterior:
         """Return the posterior given a recording.
@@ -115,6 +124,8 @@ class CFGPosterior:
             noise_std: σ per √time; None draws it from its posterior.
             gain: root mean square gain, √(N E W²), where it is known.
             family: name of the ensemble, where it is known.
+            tau: range of the time constant, where it is not known: each draw has its own, drawn from its posterior. For
+                recordings only, not for statistics, and in the unit of their dt.
             estimate_input: an unknown constant input drives each neuron (where no statistics are given).
 
         Raises:
@@ -122,10 +133,10 @@ class CFGPosterior:
             ValueError: recordings of different numbers of neurons, an unknown family, numbers out of range, or a
                 recording that is silent.
         """
-        if alone := isinstance(recording, Recording | TransitionStatistics | str | Path):
-            statistics = [_statistics(recording, estimate_input)]
+        if alone := isinstance(recording, Recording | TransitionStatistics | TimeConstantStatistics | str | Path):
+            statistics = [_statistics(recording, tau, estimate_input)]
         else:
-            statistics = [_statistics(one, estimate_input) for one in recording]
+            statistics = [_statistics(one, tau, estimate_input) for one in recording]
         sizes = {one.num_neurons for one in statistics}
         if len(sizes) != 1:
             raise ValueError(f"recordings must be of networks of one size; got {sorted(sizes)} neurons.")
@@ -147,19 +158,26 @@ class WeightPosterior:
     def __init__(
         self,
         model: CFGPosterior,
-        statistics: Sequence[TransitionStatistics],
+        recordings: Sequence[Statistics],
         noise_std: float | None,
         gain: float | None,
         family: str | None,
         several: bool,
     ) -> None:
         self.model = model
-        self.statistics = tuple(statistics)
+        self._recordings = tuple(recordings)
+        gains = model.config.gains
+        self.statistics = statistics = tuple(
+            one.at(most_probable_time_constant(one, gains, noise_std))
+            if isinstance(one, TimeConstantStatistics)
+            else one
+            for one in recordings
+        )
         self.gain = gain
         self.family = family
         self._several = several
         self._evidence = recording_evidence(statistics).to(model.device)
-        self._fixed = noise_std is not None
+        self._known_noise = noise_std
         self.noise_std = tuple(
             empirical_bayes(one).noise_std if noise_std is None else max(noise_std, one.noise_floor)
             for one in statistics
@@ -177,8 +195,8 @@ class WeightPosterior:
 
     @property
     def unit(self) -> Float[Tensor, "*recording"]:
-        """Unit s₀ of the diffusion, g/√N; for the most probable σ where that is not known."""
-        found = self._denoiser(self._scales.unsqueeze(0))[2][0] / math.sqrt(self.num_neurons)
+        """Unit s₀ of the diffusion, g/√N; for the most probable σ and τ where not known."""
+        found = self._denoiser(self._most_probable(1))[2][0] / math.sqrt(self.num_neurons)
         return found if self._several else found[0]
 
     def sample(
@@ -214,7 +232,7 @@ class WeightPosterior:
         shape = tuple(check_count(size, "shape") for size in shape)
         source = as_generator(generator, self.model.device)
         N = self.num_neurons
-        denoise, evidence, gain = self._denoiser(self._noise_scales(math.prod(shape), source))
+        denoise, evidence, gain = self._denoiser(self._drawn(math.prod(shape), source))
         guided: Denoiser = denoise
         if guidance != 1:
             guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
@@ -229,7 +247,7 @@ class WeightPosterior:
 
     @property
     def mean(self) -> Float[Tensor, "*recording post pre"]:
-        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ where that is not known."""
+        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ and τ where not known."""
         found = self._at_most_noise(lambda denoise, x, s: denoise(x, s))
         return self._shaped(found.mean(0, keepdim=True), ())
 
@@ -263,7 +281,7 @@ class WeightPosterior:
         generator: int | torch.Generator | None = 0,
         progress: bool = False,
     ) -> Tensor:
-        """Log posterior density of weights, by the probability flow; for the most probable σ where that is not known.
+        """Log posterior density of weights, by the probability flow; for the most probable σ and τ where not known.
 
         Exact zeros, such as sparse weights have, have no density: what is returned of them is that of weights below
         the smallest noise level. With a resolution s it is the density of W + s s₀ ε instead, ε standard normal, which
@@ -289,7 +307,7 @@ class WeightPosterior:
             raise ValueError(f"weights must be of shape (..., {', '.join(map(str, wanted))}); got {weights.shape}.")
         shape = weights.shape[: -len(wanted)]
         W = weights.to(self._scales).reshape(-1, count, N, N)
-        denoise, evidence, gain = self._denoiser(self._scales.expand(len(W), -1))
+        denoise, evidence, gain = self._denoiser(self._most_probable(len(W)))
         unit = gain / math.sqrt(N)
         found = flow_log_density(
             denoise, W / unit[..., None, None], sigmas=noise_levels(steps, self.model.config.sigma_max),
@@ -315,22 +333,41 @@ class WeightPosterior:
         shaped = probabilities if self._several else probabilities[0]
         return {name: shaped[..., k] for k, name in enumerate(self.model.families)}
 
-    def _noise_scales(self, count: int, source: torch.Generator | None) -> Tensor:
-        """Standard deviation of a transition's noise, of each draw and recording, shape (count, recording)."""
-        if self._fixed:
-            return self._scales.expand(count, -1)
-        found = [sample_noise_scales(one, count, self.model.config.gains, source) for one in self.statistics]
-        return torch.stack(found, dim=-1).to(self._scales)
+    def _most_probable(self, count: int) -> Evidence:
+        """Evidence in units of W, (count, recording), for the most probable σ and τ where they are not known."""
+        scales = self._scales.expand(count, -1)
+        return self._evidence.expand(scales.shape).over_noise(scales.square())
 
-    def _denoiser(self, scales: Tensor) -> tuple[NetworkDenoiser, Evidence, Tensor]:
+    def _drawn(self, count: int, source: torch.Generator | None) -> Evidence:
+        """Evidence in units of W, (count, recording), each with its own draw of what is not known of σ and τ."""
+        gains, known = self.model.config.gains, self._known_noise
+        if known is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings):
+            return self._most_probable(count)
+        each = []
+        for k, one in enumerate(self._recordings):
+            if isinstance(one, TimeConstantStatistics):
+                taus, scales = sample_time_constants(one, count, gains, known, source)
+                evidence = recording_evidence([one.at(float(tau)) for tau in taus]).to(self.model.device)
+            else:
+                evidence = self._evidence[k].expand((count,))
+                scales = (
+                    sample_noise_scales(one, count, gains, source) if known is None else self._scales[k].expand(count)
+                )
+            each.append(evidence.over_noise(scales.square().to(self._scales)))
+        vectors = [one.vectors for one in each if one.vectors is not None]
+        return Evidence(
+            torch.stack([one.eigenvalues for one in each], 1),
+            torch.stack(vectors, 1),
+            torch.stack([one.cross for one in each], 1),
+        )
+
+    def _denoiser(self, in_W: Evidence) -> tuple[NetworkDenoiser, Evidence, Tensor]:
         """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""
         N = self.num_neurons
-        of_noise = scales.square()
-        in_W = self._evidence.expand(of_noise.shape).over_noise(of_noise)
         if self.gain is None:
             gain = evidence_gain(in_W, *self.model.config.gains)
         else:
-            gain = torch.full_like(of_noise, self.gain)
+            gain = torch.full_like(in_W.eigenvalues[..., 0], self.gain)
         evidence = in_W.scaled(gain / math.sqrt(N))
         known = self.gain is not None
         return NetworkDenoiser(self.model.network, self._family, evidence, gain, known), evidence, gain
@@ -349,7 +386,7 @@ class WeightPosterior:
     def _at_most_noise(self, what: Callable[[NetworkDenoiser, Tensor, Tensor], Tensor]) -> Tensor:
         """Evaluate at σ_max, in units of W for matrices: shape (evaluation, recording, ...)."""
         N, count, sigma = self.num_neurons, len(self.statistics), self.model.config.sigma_max
-        denoise, evidence, gain = self._denoiser(self._scales.expand(MEAN_EVALUATIONS, -1))
+        denoise, evidence, gain = self._denoiser(self._most_probable(MEAN_EVALUATIONS))
         source = torch.Generator(self.model.device).manual_seed(0)
         half = (MEAN_EVALUATIONS // 2, count, N, N)
         z = torch.randn(half, generator=source, dtype=torch.float64, device=self.model.device)
@@ -365,8 +402,13 @@ class WeightPosterior:
         return W if self._several else W.squeeze(-3)
 
 
-def _statistics(one: Observed, estimate_input: bool) -> TransitionStatistics:
-    if isinstance(one, TransitionStatistics):
+def _statistics(one: Observed, tau: tuple[float, float] | None, estimate_input: bool) -> Statistics:
+    if isinstance(one, TransitionStatistics | TimeConstantStatistics):
+        if tau is not None:
+            raise ValueError("tau is for recordings; statistics have their own. See neurosde.time_constant.")
         return one
     recording = one if isinstance(one, Recording) else read_recording(one)
-    return recording_statistics(merge_settings(recording, dt=None, tau=None, drive=None), estimate_input=estimate_input)
+    recording = merge_settings(recording, dt=None, tau=None, drive=None)
+    if tau is None:
+        return recording_statistics(recording, estimate_input=estimate_input)
+    return recording_time_constants(recording, tau, estimate_input=estimate_input)

@@ -27,10 +27,12 @@ from torch import Tensor
 
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.edm import Evidence
+from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_positive
 
 GAINS = 121  # tried of a batch of recordings
 NOISE_GRID = 81
+TAU_GRID = 41
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class _Spectrum:
         misfit = self.misfit(s2 / v)
         log_determinant = float(np.log1p(v * self.eigenvalues / s2).sum())
         return -0.5 * (self.rows * (self.n * math.log(2 * math.pi * s2) + log_determinant) + misfit / s2)
+
+    def log_evidences(self, s2: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """`log_evidence` of each pair, shape (len(s2), len(v))."""
+        s2, v = s2[:, None, None], v[None, :, None]
+        r = s2 / v
+        misfit = self.residual + (self.shrinkable * r / (self.eigenvalues + r)).sum(-1)
+        log_determinant = np.log1p(self.eigenvalues / r).sum(-1)
+        s2 = s2[..., 0]
+        return np.asarray(-0.5 * (self.rows * (self.n * np.log(2 * math.pi * s2) + log_determinant) + misfit / s2))
 
     def best_noise(self, r: float) -> float:
         """The s² that maximises the evidence at r = s²/v."""
@@ -181,31 +192,127 @@ def sample_noise_scales(
     Raises:
         ValueError: the recording is silent.
     """
-    spectrum, N = _Spectrum(statistics), statistics.num_neurons
-    best = empirical_bayes(statistics)
-    floor = statistics.noise_scale(statistics.noise_floor)
-    centre = math.log(statistics.noise_scale(best.noise_std))
+    log_s, density = _noise_density(statistics, gains)
+    drawn = np.exp(_from_grid(log_s, density, _uniform(count, generator)))
+    return torch.as_tensor(np.maximum(drawn, statistics.noise_scale(statistics.noise_floor)))
+
+
+def sample_time_constants(
+    recording: TimeConstantStatistics,
+    count: int,
+    gains: tuple[float, float],
+    noise_std: float | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw the time constant τ and the noise s of a transition from their joint posterior.
+
+    As `sample_noise_scales`; log τ is uniform over its range beforehand.
+
+    Args:
+        recording: sums over the transitions for any τ.
+        count: number of draws.
+        gains: range of g.
+        noise_std: σ, where it is known.
+        generator: of the draws.
+
+    Returns:
+        τ and s, shape (count,) each, float64, on the CPU.
+
+    Raises:
+        ValueError: the recording is silent.
+    """
+    log_tau, density = _time_constant_density(recording, gains, noise_std)
+    taus = np.exp(_from_grid(log_tau, density, _uniform(count, generator)))
+    taus = np.clip(taus, recording.low, recording.high)
+    shares = _uniform(count, generator)
+    scales = np.empty(count)
+    for k, tau in enumerate(taus):
+        statistics = recording.at(float(tau))
+        floor = statistics.noise_scale(statistics.noise_floor)
+        if noise_std is None:
+            scales[k] = np.exp(_from_grid(*_noise_density(statistics, gains), shares[k]))
+        else:
+            scales[k] = statistics.noise_scale(noise_std)
+        scales[k] = max(scales[k], floor)
+    return torch.as_tensor(taus), torch.as_tensor(scales)
+
+
+def most_probable_time_constant(
+    recording: TimeConstantStatistics, gains: tuple[float, float], noise_std: float | None = None
+) -> float:
+    """Return the time constant that the recording makes most probable, see `sample_time_constants`.
+
+    Raises:
+        ValueError: the recording is silent.
+    """
+    log_tau, density = _time_constant_density(recording, gains, noise_std)
+    return float(np.clip(np.exp(log_tau[density.argmax()]), recording.low, recording.high))
+
+
+def _time_constant_density(
+    recording: TimeConstantStatistics, gains: tuple[float, float], noise_std: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log posterior density of log τ up to a constant, on a grid that holds nearly all of it."""
+    N = recording.num_neurons
     v = np.square(np.geomspace(*gains, NOISE_GRID // 2)) / N
 
-    def log_density(log_s: np.ndarray) -> np.ndarray:
-        values = np.array([[spectrum.log_evidence(math.exp(2 * one), other) for other in v] for one in log_s])
-        return np.asarray(scipy.special.logsumexp(values, axis=1))
+    def log_density(log_tau: float) -> float:
+        statistics = recording.at(math.exp(log_tau))
+        if noise_std is None:
+            log_s, density = _noise_density(statistics, gains)
+            found = scipy.special.logsumexp(density) + math.log(log_s[1] - log_s[0])
+        else:
+            scale = max(statistics.noise_scale(noise_std), statistics.noise_scale(statistics.noise_floor))
+            found = scipy.special.logsumexp(_Spectrum(statistics).log_evidences(np.array([scale**2]), v))
+        return float(found) - N * statistics.log_volume
 
+    low, high = math.log(recording.low), math.log(recording.high)
+    for _ in range(12):
+        grid = np.linspace(low, high, TAU_GRID)
+        density = np.array([log_density(point) for point in grid])
+        held = np.flatnonzero(density > density.max() - 20)
+        first, last = max(held[0] - 1, 0), min(held[-1] + 1, TAU_GRID - 1)
+        if last - first > TAU_GRID // 2:
+            break
+        low, high = grid[first], grid[last]
+    return grid, density
+
+
+def _noise_density(statistics: TransitionStatistics, gains: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Log posterior density of log s up to what depends on s not, on a grid that holds nearly all of it."""
+    spectrum, N = _Spectrum(statistics), statistics.num_neurons
+    if not (spectrum.total > 0 and spectrum.eigenvalues.any()):
+        raise ValueError("the recording is silent: gain and noise cannot be estimated from it; give both.")
+    v = np.square(np.geomspace(*gains, NOISE_GRID // 2)) / N
+    # Given r = s²/v the most probable s² is explicit, which leads near the mode.
+    r = spectrum.eigenvalues.mean() * np.geomspace(1e-24, 1e10, 137)[:, None]
+    s2 = spectrum.residual + (spectrum.shrinkable * r / (spectrum.eigenvalues + r)).sum(-1)
+    s2 = np.maximum(s2 / (spectrum.rows * spectrum.n), 1e-300)
+    profile = spectrum.n * np.log(s2) + np.log1p(spectrum.eigenvalues / r).sum(-1)
+    centre = 0.5 * math.log(s2[profile.argmin()])
     # Of n transitions of N neurons log s is known to 1/√(2nN) at best, and to more where few of them are left over.
     width = 1 / math.sqrt(2 * N * statistics.degrees)
     for _ in range(30):
         log_s = centre + width * np.linspace(-8, 8, NOISE_GRID)
-        density = log_density(log_s)
+        density = np.asarray(scipy.special.logsumexp(spectrum.log_evidences(np.exp(2 * log_s), v), axis=1))
         if density[[0, -1]].max() < density.max() - 20 or width > 1:
             break
         width *= 1.5
-    mass = np.exp(density - density.max())
-    cumulated = np.concatenate([[0], np.cumsum(mass)])
-    cells = np.concatenate([log_s - 0.5 * (log_s[1] - log_s[0]), [log_s[-1] + 0.5 * (log_s[1] - log_s[0])]])
+    return log_s, density
+
+
+def _uniform(count: int, generator: torch.Generator | None) -> np.ndarray:
     device = None if generator is None else generator.device
-    share = torch.rand(count, generator=generator, dtype=torch.float64, device=device).cpu().numpy()
-    drawn = np.exp(np.interp(share * cumulated[-1], cumulated, cells))
-    return torch.as_tensor(np.maximum(drawn, floor))
+    drawn: np.ndarray = torch.rand(count, generator=generator, dtype=torch.float64, device=device).cpu().numpy()
+    return drawn
+
+
+def _from_grid(grid: np.ndarray, log_density: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Quantiles of a density on an even grid, uniform within the cells about its points."""
+    half = 0.5 * (grid[1] - grid[0])
+    cumulated = np.concatenate([[0], np.cumsum(np.exp(log_density - log_density.max()))])
+    cells = np.concatenate([grid - half, [grid[-1] + half]])
+    return np.interp(share * cumulated[-1], cumulated, cells)
 
 
 def ridge_parameter(statistics: TransitionStatistics, choice: str | float = "cross-validation") -> float:

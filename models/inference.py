@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,16 +22,23 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
-from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge_parameter
+from neurosde.models.empirical_bayes import (
+    empirical_bayes,
+    least_squares,
+    most_probable_time_constant,
+    ridge_parameter,
+)
 from neurosde.models.gaussian_posterior import GaussianPosterior
-from neurosde.models.recorded import recording_statistics, recording_transitions
+from neurosde.models.recorded import recording_statistics, recording_time_constants, recording_transitions
 from neurosde.rate_sde import Drive
 from neurosde.residuals import ResidualCheck, residual_checks
 from neurosde.solve import simulate_rate_network
+from neurosde.time_constant import TimeConstantStatistics, check_range
 from neurosde.validation import check_count, check_positive, check_time_step
 
 PREDICTIVE_BYTES = 2**28  # of simulated activity kept in memory and in the posterior file
 Method = Literal["exact", "ridge", "least-squares", "cfg"]
+GAINS_SEARCHED = (0.1, 10.0)  # where neither gain nor time constant is known
 CHECKED_DRAWS = 9  # whose residuals are checked
 
 
@@ -41,6 +48,9 @@ class InferenceConfig:
 
     dt: float | None = field(default=None, metadata={"help": "spacing of the samples (default: as the file says)"})
     tau: float | None = field(default=None, metadata={"help": "time constant (default: as the file says, else 1)"})
+    tau_range: tuple[float, ...] | None = field(
+        default=None, metadata={"help": "lowest and highest time constant, where it is not known: it is estimated"}
+    )
     noise_std: float | None = field(default=None, metadata={"help": "noise sigma (default: estimated)"})
     gain: float | None = field(default=None, metadata={"help": "prior: weights have variance gain^2/N (estimated)"})
     method: Method = field(default="exact", metadata={"help": "how to infer"})
@@ -67,6 +77,10 @@ class InferenceConfig:
         for name in ("tau", "gain"):
             if getattr(self, name) is not None:
                 check_positive(getattr(self, name), name)
+        if self.tau_range is not None:
+            check_range(self.tau_range)
+            if self.tau is not None:
+                raise ValueError(f"give tau or tau_range; got {self.tau} and {self.tau_range}.")
         if self.noise_std is not None:
             check_positive(self.noise_std, "noise_std", zero_ok=True)
         if self.method not in get_args(Method):
@@ -98,7 +112,8 @@ class Inference:
         posterior: the exact posterior for a Gaussian prior, given noise and prior variance.
         point_estimate: the method's estimate of W (post, pre).
         draws: posterior draws (draw, post, pre).
-        log_density: log posterior density of each draw; of method cfg the log-likelihood of the recording.
+        log_density: log posterior density of each draw; of method cfg the log-likelihood of the recording, for the most
+            probable time constant.
         input: constant input used (neuron,): known, or the posterior mean of an estimated one.
         input_sd: posterior standard deviation of each neuron's input; 0 where it is known.
         predicted: activity simulated from the first draws (draw, trial, time, neuron).
@@ -148,8 +163,8 @@ def infer(
         recording = read_recording(
             recording, network=config.network, variable=config.variable, cut_trials=config.cut_trials
         )
-    recording = merge_settings(recording, dt=config.dt, tau=config.tau, drive=config.drive)
     notes: list[str] = []
+    recording, of_any_tau = _settled(recording, config, notes)
     statistics = recording_statistics(recording, estimate_input=config.estimate_input)
     if statistics.dropped:
         share = statistics.dropped / (statistics.dropped + statistics.count)
@@ -159,12 +174,12 @@ def infer(
     posterior, point_estimate = _posterior(statistics, config, notes)
     generator = torch.Generator().manual_seed(config.seed)
     if config.method == "cfg":
-        point_estimate, draws = _by_diffusion(statistics, config, notes, generator, progress)
+        point_estimate, draws, checked = _by_diffusion(statistics, of_any_tau, config, notes, generator, progress)
         log_density = statistics.log_likelihood(draws, posterior.noise_std)
     else:
-        draws = posterior.sample((config.draws,), generator)
+        draws = checked = posterior.sample((config.draws,), generator)
         log_density = posterior.log_prob(draws)
-    checks = _checks(recording, statistics, posterior, draws, config)
+    checks = _checks(recording, statistics, posterior, checked, config)
     failed = [f"{check.meaning} ({check.score:+.0f} standard deviations)" for check in checks if check.failed]
     if failed:
         warnings.warn(
@@ -191,6 +206,26 @@ def infer(
         tuple(notes),
         checks,
     )
+
+
+def _settled(
+    recording: Recording, config: InferenceConfig, notes: list[str]
+) -> tuple[Recording, TimeConstantStatistics | None]:
+    """The recording with dt, drive and tau, the latter estimated where a range is given; then also its statistics."""
+    if config.tau_range is None:
+        return merge_settings(recording, dt=config.dt, tau=config.tau, drive=config.drive), None
+    if recording.tau is not None:
+        raise ValueError(f"{recording.source} says tau = {recording.tau:.6g}; leave tau_range out.")
+    low, high = check_range(config.tau_range)
+    recording = merge_settings(recording, dt=config.dt, tau=low, drive=config.drive)
+    of_any_tau = recording_time_constants(recording, (low, high), estimate_input=config.estimate_input)
+    gains = GAINS_SEARCHED if config.gain is None else (config.gain, config.gain)
+    tau = most_probable_time_constant(of_any_tau, gains, config.noise_std)
+    each = "; each draw of the weights has its own" if config.method == "cfg" else " and taken as known"
+    notes.append(f"tau = {tau:.4g} was estimated from the recording (evidence){each}.")
+    if min(tau / low, high / tau) < 1.01:
+        notes.append(f"tau is at an end of its range, {low:g} to {high:g}: widen it.")
+    return replace(recording, tau=tau), of_any_tau
 
 
 def _posterior(
@@ -234,14 +269,16 @@ def _posterior(
 
 def _by_diffusion(
     statistics: TransitionStatistics,
+    of_any_tau: TimeConstantStatistics | None,
     config: InferenceConfig,
     notes: list[str],
     generator: torch.Generator,
     progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """Mean and draws of the trained posterior."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and draws of the trained posterior, and draws given the time constant of the statistics."""
     model = CFGPosterior.from_pretrained(config.checkpoint or "base")
-    given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
+    known: dict[str, Any] = {"noise_std": config.noise_std, "gain": config.gain, "family": config.family}
+    given = model.condition(statistics, **known)
     N, (low, high) = statistics.num_neurons, (min(model.config.sizes), max(model.config.sizes))
     if not low <= N <= high:
         notes.append(f"the trained posterior has seen {low} to {high} neurons, and is untested at {N}.")
@@ -251,10 +288,12 @@ def _by_diffusion(
     if config.family is None and model.families and guidance:
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
         notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
-    draws = given.sample(
-        (config.draws,), guidance=guidance, steps=config.steps or STEPS, generator=generator, progress=progress
-    )
-    return given.mean, draws
+    options: dict[str, Any] = {"guidance": guidance, "steps": config.steps or STEPS, "generator": generator}
+    if of_any_tau is None:
+        draws = given.sample((config.draws,), progress=progress, **options)
+        return given.mean, draws, draws
+    draws = model.condition(of_any_tau, **known).sample((config.draws,), progress=progress, **options)
+    return given.mean, draws, given.sample((min(config.draws, CHECKED_DRAWS),), **options)
 
 
 def _checks(

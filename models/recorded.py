@@ -10,11 +10,20 @@ import torch
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import Transitions, TransitionStatistics, transition_statistics, transitions
 from neurosde.models.edm import Evidence
+from neurosde.time_constant import TimeConstantStatistics, time_constant_statistics
 
 
 def recording_statistics(recording: Recording, *, estimate_input: bool = False) -> TransitionStatistics:
     """Statistics of a recording whose dt, tau and drive are settled."""
     statistics = transition_statistics(**_settings(recording))
+    return statistics.without_input() if estimate_input else statistics
+
+
+def recording_time_constants(
+    recording: Recording, tau: tuple[float, float], *, estimate_input: bool = False
+) -> TimeConstantStatistics:
+    """Statistics of a recording whose dt and drive are settled, for time constants of a range."""
+    statistics = time_constant_statistics(**(_settings(recording) | {"tau": tau}))
     return statistics.without_input() if estimate_input else statistics
 
 

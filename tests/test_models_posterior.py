@@ -263,9 +263,9 @@ def test_unknown_noise_widens_the_posterior():
     _, _, statistics = recording_of(T=12, trials=1)
     model = model_of(trained=False)
     posterior = model.condition(statistics)
-    scales = posterior._noise_scales(500, torch.Generator().manual_seed(0))
-    assert scales.shape == (500, 1) and float(scales.std()) > 0.05 * float(scales.mean())
-    assert not model.condition(statistics, noise_std=SIGMA)._noise_scales(5, None).std(0).any()
+    precisions = posterior._drawn(500, torch.Generator().manual_seed(0)).eigenvalues
+    assert precisions.shape == (500, 1, 6) and (precisions.std(0) > 0.1 * precisions.mean(0)).all()
+    assert not model.condition(statistics, noise_std=SIGMA)._drawn(5, None).eigenvalues.std(0).any()
 
 
 # Guidance, batches

@@ -1,0 +1,158 @@
+"""Recordings whose time constant is not known: its statistics, its posterior, and what it does to the weights."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neurosde.cli import main
+from neurosde.datasets.recordings import Recording
+from neurosde.evaluation.calibration import holm, ranks, uniformity
+from neurosde.likelihood import transition_statistics
+from neurosde.models import InferenceConfig, infer
+from neurosde.models.denoiser import PRESETS, PairNetwork
+from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
+from neurosde.models.empirical_bayes import most_probable_time_constant, sample_noise_scales, sample_time_constants
+from neurosde.solve import simulate_rate_network
+from neurosde.time_constant import time_constant_statistics
+
+D = torch.float64
+SIGMA, DT, RANGE = 0.4, 0.1, (0.6, 2.0)
+
+
+def recorded(N=4, T=80, tau=1.0, gain=1.2, seed=0, sigma=SIGMA, drive="scaled"):
+    source = torch.Generator().manual_seed(seed)
+    W = gain / math.sqrt(N) * torch.randn(N, N, generator=source, dtype=D)
+    h0 = torch.randn(2, N, generator=source, dtype=D)
+    x, h = simulate_rate_network(W, h0, T, DT, tau, noise_std=sigma, return_h=True, generator=source, drive=drive)
+    return W, x, h
+
+
+def untrained(gains=(0.5, 2.0)):
+    torch.manual_seed(0)
+    network = PairNetwork(replace(PRESETS["tiny"], recordings=True)).double()
+    return CFGPosterior(network, PosteriorConfig(network.config, 1.0, (4,), gains=gains))
+
+
+@pytest.mark.parametrize("drive", ["scaled", "unscaled"])
+@pytest.mark.parametrize("free_input", [False, True])
+def test_the_sums_are_those_of_any_time_constant(drive, free_input):
+    _, x, _ = recorded(drive=drive)
+    found = time_constant_statistics(x.float(), DT, (0.5, 3.0), drive=drive, max_voltage_error=1.0)
+    if free_input:
+        found = found.without_input()
+    for tau in (0.5, 0.8, 1.75, 3.0):
+        want = transition_statistics(x.float(), DT, tau, drive=drive, max_voltage_error=1.0)
+        one, want = found.at(tau), want.without_input() if free_input else want
+        for name in ("xx", "yx", "yy", "x", "y"):
+            torch.testing.assert_close(getattr(one, name), getattr(want, name), rtol=1e-11, atol=1e-11)
+        assert one.error == pytest.approx(want.error) and one.gain == pytest.approx(want.gain)
+        assert (one.count, one.free_input) == (want.count, want.free_input)
+    assert found.num_neurons == 4
+
+
+@pytest.mark.parametrize("known_noise", [True, False])
+def test_the_true_time_constant_and_noise_are_draws_like_the_others(known_noise):
+    """Of τ, g and σ log-uniform, which the posterior of σ takes to be so over all numbers: a short recording tells."""
+    count, draws, gains = 150, 39, (0.7, 1.6)
+    rng = np.random.default_rng(0)
+    low, high = np.log([[*RANGE], [*gains]]).T
+    taus, of_gain = np.exp(rng.uniform(low, high, (count, 2))).T
+    below = []
+    for k in range(count):
+        _, _, h = recorded(T=60, tau=taus[k], gain=of_gain[k], seed=100 + k)
+        statistics = time_constant_statistics(voltage=h, dt=DT, tau=RANGE)
+        found, scales = sample_time_constants(
+            statistics, draws, gains, SIGMA if known_noise else None, torch.Generator().manual_seed(k)
+        )
+        sigmas = scales / (found / math.sqrt(DT))  # s = τσ/√dt
+        if known_noise:
+            torch.testing.assert_close(sigmas, torch.full_like(sigmas, SIGMA))
+        below.append([int((found < taus[k]).sum()), int((sigmas < SIGMA).sum())])
+    tested = np.array(below).T[: 1 if known_noise else 2]
+    assert holm(uniformity(tested, draws)).min() > 0.01
+
+
+def test_a_narrow_range_is_a_known_time_constant():
+    _, _, h = recorded(tau=1.3)
+    around = time_constant_statistics(voltage=h, dt=DT, tau=(1.2999, 1.3001))
+    known = transition_statistics(voltage=h, dt=DT, tau=1.3)
+    taus, scales = sample_time_constants(around, 2000, (0.5, 2.0), generator=torch.Generator().manual_seed(0))
+    other = sample_noise_scales(known, 2000, (0.5, 2.0), torch.Generator().manual_seed(1))
+    assert ((taus - 1.3).abs() <= 1.0001e-4).all()
+    assert abs(float(scales.mean() - other.mean())) < 4 * float(other.std()) * math.sqrt(2 / 2000)
+    model = untrained()
+    one, two = (model.condition(each, noise_std=SIGMA) for each in (around, known))
+    torch.testing.assert_close(one.mean, two.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.sd(400), two.sd(400), rtol=0.15, atol=0)
+
+
+def test_a_long_recording_without_noise_tells_it_exactly():
+    W, x, h = recorded(T=400, tau=1.37, sigma=0.0, gain=2.0)
+    statistics = time_constant_statistics(voltage=h, dt=DT, tau=(0.5, 4.0))
+    assert most_probable_time_constant(statistics, (0.1, 10.0)) == pytest.approx(1.37, rel=1e-4)
+
+
+def test_the_posterior_of_the_weights_is_calibrated_and_wider():
+    """An untrained network is exact for Gaussian weights of a known gain, and with τ open is calibrated still."""
+    count, draws, N, gain = 120, 39, 3, 1.2
+    rng, model = np.random.default_rng(1), untrained()
+    taus = np.exp(rng.uniform(*np.log(RANGE), count))
+    truths, open_tau, known_tau = [], [], []
+    for k in range(count):
+        W, _, h = recorded(N, T=60, tau=taus[k], gain=gain, seed=500 + k)
+        known = {"noise_std": SIGMA, "gain": gain}
+        for found, one in (
+            (open_tau, time_constant_statistics(voltage=h, dt=DT, tau=RANGE)),
+            (known_tau, transition_statistics(voltage=h, dt=DT, tau=taus[k])),
+        ):
+            found.append(model.condition(one, **known).sample((draws,), steps=6, generator=k))
+        truths.append(W)
+    truth, wide, narrow = torch.stack(truths).numpy(), torch.stack(open_tau, 1).numpy(), torch.stack(known_tau, 1)
+    # The gains that τ's posterior averages over are those of the model's range, not the known one: hence no tighter.
+    assert holm(uniformity(ranks(wide, truth, rng.standard_normal((4, N, N))), draws)).min() > 0.01
+    assert wide.var(0).mean() > float(narrow.var(0).mean())
+
+
+def test_inference_estimates_it(tmp_path, capsys):
+    W, x, h = recorded(N=12, T=300, tau=1.4)
+    taus, _ = sample_time_constants(
+        time_constant_statistics(voltage=h, dt=DT, tau=(0.5, 3.0)),
+        200,
+        (0.1, 10.0),
+        SIGMA,
+        torch.Generator().manual_seed(0),
+    )
+    recording = Recording(x.numpy(), "here", dt=DT)
+    told = infer(recording, InferenceConfig(tau=1.4, noise_std=SIGMA))
+    found = infer(recording, InferenceConfig(tau_range=(0.5, 3.0), noise_std=SIGMA))
+    assert abs(found.recording.tau - float(taus.mean())) < float(taus.std()) < 0.3
+    assert abs(float(taus.mean()) - 1.4) < 3 * float(taus.std())
+    assert any(note.startswith("tau = ") and "taken as known" in note for note in found.notes)
+    assert not any(check.failed for check in found.checks)
+    by_cfg = infer(
+        recording, InferenceConfig(tau_range=(0.5, 3.0), method="cfg", draws=12, predictive_draws=2, steps=6)
+    )
+    assert any("each draw of the weights has its own" in note for note in by_cfg.notes if note.startswith("tau"))
+    assert by_cfg.draws.shape == (12, 12, 12) and not any(check.failed for check in by_cfg.checks)
+    off = [float((one.point_estimate - W).norm() / W.norm()) for one in (told, found, by_cfg)]
+    assert max(off) < 0.8
+    narrow = infer(recording, InferenceConfig(tau_range=(0.5, 0.8)))
+    assert any("at an end of its range" in note for note in narrow.notes)
+
+    np.save(tmp_path / "x.npy", x.numpy())
+    command = ["infer", str(tmp_path / "x.npy"), "--dt", "0.1", "--out", str(tmp_path / "p.nc")]
+    assert main([*command, "--tau-range", "0.5", "3"]) == 0
+    assert "tau = 1." in capsys.readouterr().out
+    for options, message in (
+        (["--tau-range", "2", "1"], "the lower one first; got (2.0, 1.0)"),
+        (["--tau-range", "1"], "must be two time constants"),
+        (["--tau-range", "1", "2", "--tau", "1"], "give tau or tau_range"),
+    ):
+        assert main([*command, *options]) == 2 and message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="here says tau = 1; leave tau_range out"):
+        infer(replace(recording, tau=1.0), InferenceConfig(tau_range=(0.5, 3.0)))
+    with pytest.raises(ValueError, match="statistics have their own"):
+        untrained().condition(transition_statistics(x, DT), tau=(0.5, 2.0))
