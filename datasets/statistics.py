@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurosde.datasets.ensembles import ENSEMBLES, make_ensemble
+from neurosde.datasets.ensembles import ENSEMBLES, Ensemble, make_ensemble
 from neurosde.datasets.files import open_netcdf, spacing
 from neurosde.likelihood import transition_statistics
 from neurosde.rate_sde import Drive
@@ -33,6 +33,7 @@ class Experiment:
         neurons: number of neurons N.
         dt: spacing of the samples, None where they are too few.
         drive: see `RateSDE`.
+        ensemble: that the weights were drawn from; None where the cube does not tell.
         scale: s0, the root mean square of a weight in the ensemble; None where the cube does not tell.
         observation: what `neurosde observe` did to it, None if nothing.
     """
@@ -40,6 +41,7 @@ class Experiment:
     neurons: int
     dt: float | None
     drive: Drive
+    ensemble: Ensemble | None
     scale: float | None
     observation: str | None
 
@@ -61,10 +63,11 @@ def experiment(path: str | Path) -> Experiment:
         observation = cube.attrs.get("observation")
     options = dict(config.get("ensemble") or {}) if isinstance(config.get("ensemble"), dict) else {}
     name = options.pop("name", None)
+    ensemble = make_ensemble(name, **options) if name in ENSEMBLES else None
     built = int(config.get("N", N))
-    variance = make_ensemble(name, **options).variance(built) if name in ENSEMBLES else float(np.mean(gains**2)) / built
+    variance = float(np.mean(gains**2)) / built if ensemble is None else ensemble.variance(built)
     scale = math.sqrt(variance) if math.isfinite(variance) and variance > 0 else None
-    return Experiment(N, dt, config.get("drive", "scaled"), scale, observation)
+    return Experiment(N, dt, config.get("drive", "scaled"), ensemble, scale, observation)
 
 
 def network_statistics(

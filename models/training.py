@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
@@ -28,7 +29,7 @@ from neurosde.models.model_files import load_network
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training_config import PosteriorTraining, PriorTraining
 from neurosde.models.training_data import Examples, TrainingData, training_data
-from neurosde.models.training_recordings import SimulatedRecordings
+from neurosde.models.training_recordings import CubeRecordings, SimulatedRecordings, recorded_data
 
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.6
 UNIFORM_SHARE = 0.3
@@ -48,7 +49,7 @@ class DenoiserModule(pl.LightningModule):
         super().__init__()
         self.config = config
         self.data: TrainingData = (
-            SimulatedRecordings(config) if isinstance(config, PosteriorTraining) else training_data(config)
+            recorded_data(config) if isinstance(config, PosteriorTraining) else training_data(config)
         )
         sizes = replace(
             PRESETS[config.preset], families=self.data.families, recordings=isinstance(config, PosteriorTraining)
@@ -121,9 +122,11 @@ class DenoiserModule(pl.LightningModule):
             "sparse": self.data.sparse,
             "training": self.config.contents() | {"steps_done": self.global_step},
         }
+        if isinstance(self.data, CubeRecordings):  # which the configuration does not name
+            settings["training"]["of_cubes"] = [plain_parameters(kind) for kind in dict.fromkeys(self.data.ensembles)]
         network = PairNetwork(self.network.config)
         network.load_state_dict(self.average.module.state_dict())
-        if isinstance(self.data, SimulatedRecordings):
+        if isinstance(self.data, SimulatedRecordings | CubeRecordings):
             return CFGPosterior(network, PosteriorConfig(**settings, gains=self.data.gains))
         return DiffusionPrior(network, PriorConfig(**settings))
 

@@ -88,11 +88,10 @@ class PriorTraining:
 class PosteriorTraining(PriorTraining):
     """A training of a posterior: everything that its result depends on.
 
-    Recordings are simulated as they are needed, of networks that are drawn from the ensembles. Ranges are two numbers
-    between which the logarithm is uniform.
+    Recordings come from cubes, or are simulated as they are needed, of networks that are drawn from the ensembles: by
+    default all, of gains from 0.3 to 3. Ranges are two numbers between which the logarithm is uniform.
     """
 
-    ensembles: tuple[Ensemble, ...] = tuple(make_ensemble(name, 3.0, gain=0.3) for name in ENSEMBLES)
     sizes: tuple[int, ...] = field(
         default=(5, 8, 10, 15, 20, 25, 40, 50, 70, 100),
         metadata={"help": "numbers of neurons of the networks drawn", "flags": ("--N",)},
@@ -111,9 +110,16 @@ class PosteriorTraining(PriorTraining):
     reuse: int = field(default=16, metadata={"help": "steps that share one simulation, each of other networks"})
 
     def __post_init__(self) -> None:
+        if not self.dataset and not self.ensembles:
+            everything = tuple(make_ensemble(name, 3.0, gain=0.3) for name in ENSEMBLES)
+            object.__setattr__(self, "ensembles", everything)
         super().__post_init__()
         if self.dataset:
-            raise ValueError("a posterior is trained on recordings that are simulated: give --ensemble, no --dataset.")
+            defaults = {item.name: item.default for item in fields(self)}
+            if given := [name for name in SIMULATED if getattr(self, name) != defaults[name]]:
+                raise ValueError(
+                    f"{', '.join(given)} are of simulated recordings; cubes have their own. Leave them out."
+                )
         for name in ("gain_dropout", "recording_dropout"):
             if check_positive(getattr(self, name), name, zero_ok=True) >= 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
@@ -126,6 +132,9 @@ class PosteriorTraining(PriorTraining):
         for name in ("transitions", "reuse"):
             check_count(getattr(self, name), name)
         check_positive(self.input_std, "input_std", zero_ok=True)
+
+
+SIMULATED = ("sizes", "times", "trials", "transitions", "dt", "noise_std", "input_std", "reuse")
 
 
 def read_training(path: str | Path, kind: type[PriorTraining] = PriorTraining) -> dict[str, Any]:

@@ -128,7 +128,15 @@ class DrawnMatrices(TrainingData):
 
 
 class CubeMatrices(TrainingData):
-    """Weights of cubes, through their loaders."""
+    """Weights of cubes, through their loaders.
+
+    Attributes:
+        variables: what is read of a network.
+        statistics: whether Λ and B of its recording are, too.
+    """
+
+    variables: tuple[str, ...] = ("weights",)
+    statistics = False
 
     def __init__(self, config: PriorTraining) -> None:
         super().__init__(config)
@@ -153,14 +161,14 @@ class CubeMatrices(TrainingData):
                 )
         loaders = [
             loader(
-                path, ("weights",), batch_size=self.batch_size(N, world_size), split="train", shuffle=True,
-                seed=c.seed, drop_last=True, rank=rank, world_size=world_size,
+                path, self.variables, batch_size=self.batch_size(N, world_size), split="train", shuffle=True,
+                seed=c.seed, drop_last=True, statistics=self.statistics, rank=rank, world_size=world_size,
             )
             for path, N in zip(c.dataset, self.sizes, strict=True)
         ]  # fmt: skip
         streams = [_endless(one, int((order[:start] == k).sum())) for k, one in enumerate(loaders)]
         for step in range(start, c.steps):
-            yield {"step": step, "weights": next(streams[order[step]])["weights"]}
+            yield {"step": step, "cube": int(order[step]), **next(streams[order[step]])}
 
     def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Bring weights into J units."""
@@ -171,9 +179,9 @@ class CubeMatrices(TrainingData):
     def validation(self) -> list[dict[str, Any]]:
         """First networks of the validation split."""
         batches = []
-        for path in self.config.dataset:
-            cube = CubeDataset(path, ("weights",), split="validation")
-            batches.append(dict(cube.__getitems__(range(min(VALIDATION_MATRICES, len(cube)))).batch))
+        for k, path in enumerate(self.config.dataset):
+            cube = CubeDataset(path, self.variables, split="validation", statistics=self.statistics)
+            batches.append({"cube": k, **cube.__getitems__(range(min(VALIDATION_MATRICES, len(cube)))).batch})
             cube.close()
         return batches
 

@@ -1,4 +1,4 @@
-"""Recordings to train a posterior on, simulated on the device of the network.
+"""Recordings to train a posterior on: from cubes, or simulated on the device of the network.
 
 A simulation makes the recordings of `reuse` steps, of other networks each. It is of one dt and of as many trials for
 all its networks, whose ensemble, gain, noise and input differ; each network is seen at several lengths of its
@@ -9,7 +9,7 @@ it is the same whatever dt and τ are: so τ = 1 here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from neurosde.brownian import BrownianPath
 from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.datasets.loaders import CubeDataset
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import evidence_gain
 from neurosde.models.network_denoiser import Told
 from neurosde.models.training_config import PosteriorTraining
-from neurosde.models.training_data import VALIDATION_MATRICES, DrawnMatrices, Examples
+from neurosde.models.training_data import VALIDATION_MATRICES, CubeMatrices, DrawnMatrices, Examples
 from neurosde.solve import simulate_rate_network
 
 LENGTHS = 4  # of the recording of each network
@@ -61,12 +62,7 @@ class SimulatedRecordings(DrawnMatrices):
 
     def __init__(self, config: PosteriorTraining) -> None:
         super().__init__(config)
-        scales = [_squared_gain(kind, max(self.sizes)) for kind in self.ensembles]
-        ends = [_lowest_and_highest(kind) for kind in self.ensembles]
-        self.gains = (
-            min(math.sqrt(a + b * low**2) for (a, b), (low, _) in zip(scales, ends, strict=True)),
-            max(math.sqrt(a + b * high**2) for (a, b), (_, high) in zip(scales, ends, strict=True)),
-        )
+        self.gains = _range_of_gains(self.ensembles, [max(self.sizes)] * len(self.ensembles))
         self._kept: dict[tuple[int, int], Recordings] = {}  # by size and number of the simulation
 
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
@@ -88,20 +84,9 @@ class SimulatedRecordings(DrawnMatrices):
     def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Take a share of a simulation, in units of each recording's own gain or of the one that is told."""
         one = self._recordings(batch, generator.device)
-        N, c = one.weights.shape[-1], self.config
-        some = torch.arange(int(batch["part"]), len(one.weights), c.reuse, device=generator.device)
-
-        def happens(share: float) -> Tensor:
-            return torch.rand(len(some), generator=generator, device=generator.device) < share
-
-        evidence = one.evidence[some]
-        evidence = evidence.scaled(torch.where(happens(c.recording_dropout), 0.0, 1.0).double())
-        gain_known = ~happens(c.gain_dropout)
-        gain = torch.where(gain_known, one.gain[some], evidence_gain(evidence, *self.gains))
-        scale = gain / math.sqrt(N)
-        family = one.family[some]
-        told = Told(family, gain, gain_known)
-        return Examples(one.weights[some] / scale[:, None, None], evidence.scaled(scale), told, family)
+        some = torch.arange(int(batch["part"]), len(one.weights), self.config.reuse, device=generator.device)
+        share = Recordings(one.weights[some], one.evidence[some], one.family[some], one.gain[some])
+        return _examples(share, self.config, self.gains, generator)
 
     def _recordings(self, batch: dict[str, Any], device: torch.device) -> Recordings:
         N, number = int(batch["N"]), int(batch["number"])
@@ -134,10 +119,72 @@ class SimulatedRecordings(DrawnMatrices):
         xx, yx = simulated_sums(weights, number, lengths, dt, noise, current, generator)
         copies = len(lengths)
         evidence = _decomposed(xx.flatten(0, 1), yx.flatten(0, 1))
-        scales = [torch.tensor(_squared_gain(kind, N), dtype=torch.float64) for kind in self.ensembles]
-        squares = torch.stack(scales).to(gains.device)[family - 1]
-        gain = (squares[:, 0] + squares[:, 1] * gains.square()).sqrt()
+        of_each = torch.stack([_rms_gain(kind, N, gains) for kind in self.ensembles])
+        gain = of_each.gather(0, (family - 1).unsqueeze(0))[0]
         return Recordings(weights.repeat(copies, 1, 1), evidence, family.repeat(copies), gain.repeat(copies))
+
+
+class CubeRecordings(CubeMatrices):
+    """Networks of cubes and their recordings, whole, through their loaders.
+
+    Attributes:
+        gains: smallest and largest root mean square gain √(N E W²) of the cubes' ensembles.
+    """
+
+    config: PosteriorTraining
+
+    def __init__(self, config: PosteriorTraining) -> None:
+        super().__init__(config)
+        self.ensembles = []
+        for path in config.dataset:
+            cube = CubeDataset(path, ("weights",), statistics=True)
+            if cube.experiment.ensemble is None:
+                raise ValueError(f"{path} does not say which ensemble it is of; build it with neurosde build-dataset.")
+            self.ensembles.append(cube.experiment.ensemble)
+            cube[0]  # statistics can be had
+            cube.close()
+        names = tuple(dict.fromkeys(kind.name for kind in self.ensembles))
+        self.families = names if len(names) > 1 else ()
+        self._family = [1 + names.index(kind.name) for kind in self.ensembles]
+        self.gains = _range_of_gains(self.ensembles, self.sizes)
+
+    variables = ("weights", "gain")
+    statistics = True
+
+    def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
+        """Decompose what each recording says, in units of its own gain or of the one that is told."""
+        W, precision, cross = (batch[name].to(generator.device).double() for name in ("weights", "precision", "cross"))
+        k = int(batch["cube"])
+        family = torch.full((len(W),), self._family[k], device=W.device)
+        gain = _rms_gain(self.ensembles[k], W.shape[-1], batch["gain"].to(W))
+        return _examples(Recordings(W, _decomposed(precision, cross), family, gain), self.config, self.gains, generator)
+
+
+def recorded_data(config: PosteriorTraining) -> SimulatedRecordings | CubeRecordings:
+    """Return the recordings that a training names.
+
+    Raises:
+        FileNotFoundError: a cube is not there.
+        ValueError: a file is no cube, or one without an ensemble, hidden neurons, or too few networks.
+    """
+    return CubeRecordings(config) if config.dataset else SimulatedRecordings(config)
+
+
+def _examples(
+    one: Recordings, c: PosteriorTraining, gains: tuple[float, float], generator: torch.Generator
+) -> Examples:
+    """Leave out the recordings of some, and what is told of others."""
+    count, N = one.weights.shape[:2]
+
+    def happens(share: float) -> Tensor:
+        return torch.rand(count, generator=generator, device=generator.device) < share
+
+    evidence = one.evidence.scaled(torch.where(happens(c.recording_dropout), 0.0, 1.0).double())
+    gain_known = ~happens(c.gain_dropout)
+    gain = torch.where(gain_known, one.gain, evidence_gain(evidence, *gains))
+    scale = gain / math.sqrt(N)
+    told = Told(one.family, gain, gain_known)
+    return Examples(one.weights / scale[:, None, None], evidence.scaled(scale), told, one.family)
 
 
 def simulated_sums(
@@ -229,9 +276,19 @@ def _lowest_and_highest(kind: Ensemble) -> tuple[float, float]:
     return kind.gain, kind.gain
 
 
-def _squared_gain(kind: Ensemble, N: int) -> tuple[float, float]:
-    """A and b of N E W² = a + b g², for an ensemble of gain g."""
+def _range_of_gains(ensembles: Sequence[Ensemble], sizes: Sequence[int]) -> tuple[float, float]:
+    """Smallest and largest root mean square gain of ensembles, each at a number of neurons."""
+    ends = [
+        _rms_gain(kind, N, torch.tensor(_lowest_and_highest(kind), dtype=torch.float64))
+        for kind, N in zip(ensembles, sizes, strict=True)
+    ]
+    return min(float(low) for low, _ in ends), max(float(high) for _, high in ends)
+
+
+def _rms_gain(kind: Ensemble, N: int, gains: Tensor) -> Tensor:
+    """Root mean square gain √(N E W²) = √(a + b g²) of an ensemble, given its gains g."""
     base = kind.base if isinstance(kind, GainMixture) else kind
     assert isinstance(base, FixedGain)
     one, two = (N * replace(base, gain=gain).variance(N) for gain in (1.0, 2.0))
-    return one - (two - one) / 3, (two - one) / 3
+    b = (two - one) / 3
+    return (one - b + b * gains.square()).sqrt()

@@ -114,7 +114,7 @@ def _train(config: PriorTraining, out: Path, run: TrainingRun, kind: str, load: 
     final, state = out / f"{kind}.safetensors", out / "state.safetensors"
     if final.exists():
         model = load(final)
-        there = {key: value for key, value in model.config.training.items() if key != "steps_done"}
+        there = {key: value for key, value in model.config.training.items() if key not in ("steps_done", "of_cubes")}
         check_same_training(config_json(there), config_json(config.contents()), final)
         return model
     make_folder(state)

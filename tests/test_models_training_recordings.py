@@ -6,15 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from neurosde.cli import main
+from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sparse, make_ensemble
+from neurosde.likelihood import transition_statistics
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training import DenoiserModule, denoising_loss
 from neurosde.models.training_config import PosteriorTraining, read_training
-from neurosde.models.training_recordings import LENGTHS, SimulatedRecordings, _by_threads, simulated_sums
+from neurosde.models.training_recordings import (
+    LENGTHS,
+    CubeRecordings,
+    SimulatedRecordings,
+    _by_threads,
+    simulated_sums,
+)
 from neurosde.models.training_run import TrainingRun, train_posterior
 
 D = torch.float64
@@ -220,3 +229,87 @@ def test_it_learns_more_of_a_recording_than_a_gaussian_prior_does(tmp_path):
             losses.append(denoising_loss(network, one, sigma, generator(3))[0].numpy())
     gained = losses[0] - losses[1]
     assert gained.mean() > 4 * gained.std() / math.sqrt(len(gained)) and np.mean(losses[1]) < 0.9
+
+
+# Cubes
+
+
+def cube_of(folder, ensemble, N):
+    settings = {"num_networks": 24, "num_trials": 2, "T": 30, "noise_std": 0.3, "seed": N, "split": (0.75, 0.25, 0.0)}
+    return build_dataset(DatasetConfig(folder, N=N, ensemble=ensemble, **settings))
+
+
+CUBES = PosteriorTraining(
+    dataset=("none.nc",), preset="tiny", steps=6, batch_entries=120, warmup=2, ema=0.9, recording_dropout=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def cubes(tmp_path_factory):
+    return tuple(cube_of(tmp_path_factory.mktemp("cube"), kind, N) for kind, N in zip(KINDS[:2], (4, 6), strict=True))
+
+
+def test_cubes_give_what_was_recorded(cubes):
+    data = CubeRecordings(replace(CUBES, dataset=cubes, gain_dropout=0.0))
+    assert data.families == ("gaussian", "dale") and data.sizes == (4, 6)
+    both = SimulatedRecordings(replace(SMALL, ensembles=KINDS[:2], sizes=(4, 6)))
+    # At any size the Gaussian ensemble has the lowest gain and Dale's law, whose mean adds to it, the largest.
+    assert data.gains[0] == pytest.approx(0.5) and data.gains[1] == pytest.approx(both.gains[1], rel=0.2)
+    for batch in data.validation():
+        path = cubes[batch["cube"]]
+        examples = data.examples(batch, generator())
+        with xr.open_dataset(path) as cube:
+            held_out = cube.isel(network=cube.split.to_numpy() == 1)
+            N = held_out.sizes["neuron"]
+            for k in range(len(examples.J)):
+                one = held_out.isel(network=k)
+                statistics = transition_statistics(
+                    one.activity.to_numpy(), 0.1, float(one.tau), input=one.input.to_numpy()
+                )
+                gain = float(one.gain) if N == 4 else float(one.gain) * data.gains[1] / 2.0
+                scale = gain / math.sqrt(N)
+                Lambda, B = statistics.precision(0.3)
+                folded = fold(torch.zeros(N, N, dtype=D), 1.0, examples.evidence[k]).posterior_mean
+                direct = scale * B @ torch.linalg.inv(scale**2 * Lambda + 2 * torch.eye(N, dtype=D))
+                torch.testing.assert_close(folded, direct, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(examples.J[k] * scale, torch.from_numpy(one.weights.to_numpy()).double())
+        assert (examples.family == 1 + batch["cube"]).all() and bool(examples.told.gain_known.all())
+
+
+def test_a_training_on_cubes_goes_on_and_is_benchmarked(cubes, tmp_path, capsys):
+    command = [
+        "train", "cfg", "--dataset", *map(str, cubes), "--preset", "tiny", "--steps", "6", "--batch-entries", "120",
+        "--warmup", "2", "--accelerator", "cpu", "--out", str(tmp_path),
+    ]  # fmt: skip
+    assert main(command) == 0 and main(command) == 0
+    assert "is trained already" in capsys.readouterr().out
+    posterior = CFGPosterior.from_pretrained(tmp_path)
+    assert posterior.families == ("gaussian", "dale") and posterior.config.gains[0] == pytest.approx(0.5)
+    benchmark = ["benchmark", "posterior", str(tmp_path), "--N", "5", "--lengths", "20", "--networks", "3"]
+    assert main([*benchmark, "--draws", "3", "--steps", "3", "--out", str(tmp_path / "x.nc")]) == 0
+    assert "| dale | 5 | 20 |" in capsys.readouterr().out
+
+
+def test_a_posterior_of_one_ensemble_is_benchmarked_too(cubes, tmp_path, capsys):
+    config = replace(CUBES, dataset=cubes[:1])
+    train_posterior(config, tmp_path, TrainingRun(accelerator="cpu"))
+    benchmark = ["benchmark", "posterior", str(tmp_path), "--N", "5", "--lengths", "20", "--networks", "3"]
+    assert main([*benchmark, "--draws", "3", "--steps", "3", "--out", str(tmp_path / "x.nc")]) == 0
+    assert "| gaussian | 5 | 20 |" in capsys.readouterr().out
+
+
+def test_cubes_that_no_posterior_can_be_trained_on(cubes, tmp_path):
+    with pytest.raises(ValueError, match="times, reuse are of simulated recordings"):
+        replace(CUBES, times=(5, 50), reuse=2)
+    with pytest.raises(ValueError, match="either cubes or ensembles"):
+        replace(CUBES, ensembles=KINDS)
+    with pytest.raises(FileNotFoundError):
+        CubeRecordings(CUBES)
+    unsaid = tmp_path / "unsaid.nc"
+    with xr.open_dataset(cubes[0]) as cube:
+        plain = cube.load()
+    plain.attrs["config"] = "{}"
+    plain.to_netcdf(unsaid)
+    with pytest.raises(ValueError, match="does not say which ensemble it is of"):
+        CubeRecordings(replace(CUBES, dataset=(unsaid,)))
+    assert PosteriorTraining().ensembles and not PosteriorTraining(dataset=("a.nc",)).ensembles

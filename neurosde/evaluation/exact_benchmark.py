@@ -31,7 +31,13 @@ from tqdm import tqdm
 
 from neurosde.datasets.ensembles import Ensemble, GainMixture
 from neurosde.evaluation.c2st import c2st
-from neurosde.evaluation.posterior_benchmark import ensemble_of, network_seed, relative_errors, simulated
+from neurosde.evaluation.posterior_benchmark import (
+    ensemble_of,
+    known_ensembles,
+    network_seed,
+    relative_errors,
+    simulated,
+)
 from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics
@@ -172,23 +178,26 @@ def exact_benchmark(posterior: CFGPosterior, config: ExactBenchmark, checkpoint:
 
 def _cell(posterior: CFGPosterior, name: str, N: int, c: ExactBenchmark) -> _Cell:
     ensemble = ensemble_of(posterior, name, (c.gain, c.gain) if c.gain else ())
-    generator = torch.Generator().manual_seed(network_seed(c.seed, posterior.families.index(name), N, c.length))
+    generator = torch.Generator().manual_seed(
+        network_seed(c.seed, list(known_ensembles(posterior)).index(name), N, c.length)
+    )
     truth, statistics = simulated(
         ensemble, c.networks, N, c.length, trials=c.trials, noise_std=c.noise_std, dt=c.dt, generator=generator
     )
     scales = torch.tensor([one.noise_scale(c.noise_std) for one in statistics], dtype=torch.float64)
     evidence = recording_evidence(statistics).over_noise(scales.square())
     exact = exact_posterior(ensemble, evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=c.seed)
-    unit = posterior.condition(statistics, **_told(name, ensemble, N, c)).unit.cpu()
+    unit = posterior.condition(statistics, **_told(posterior, name, ensemble, N, c)).unit.cpu()
     resolution = RESOLUTION * unit
     noise = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
     blurred = truth + resolution[:, None, None] * noise
     return _Cell(ensemble, truth, statistics, evidence, exact, resolution, blurred)
 
 
-def _told(name: str, ensemble: Ensemble, N: int, c: ExactBenchmark) -> dict[str, Any]:
+def _told(posterior: CFGPosterior, name: str, ensemble: Ensemble, N: int, c: ExactBenchmark) -> dict[str, Any]:
     gain = math.sqrt(N * ensemble.variance(N)) if c.gain else None
-    return {"noise_std": c.noise_std, "family": name, "gain": gain}
+    family = name if name in posterior.families else None
+    return {"noise_std": c.noise_std, "family": family, "gain": gain}
 
 
 def _found(method: str, posterior: CFGPosterior, name: str, cell: _Cell, c: ExactBenchmark) -> _Found:
@@ -199,7 +208,7 @@ def _found(method: str, posterior: CFGPosterior, name: str, cell: _Cell, c: Exac
         )
         return _Found(again.mean, again.weights, _mixture_score(cell) if name == "gaussian" else None)
     if method == "cfg":
-        given = posterior.condition(cell.statistics, **_told(name, cell.ensemble, N, c))
+        given = posterior.condition(cell.statistics, **_told(posterior, name, cell.ensemble, N, c))
         source = torch.Generator(posterior.device).manual_seed(c.seed)
         draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu()
         score = given.log_prob(cell.blurred.to(posterior.device), resolution=RESOLUTION, generator=c.seed).cpu()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def posterior_benchmark(posterior: CFGPosterior, config: PosteriorBenchmark, che
         ValueError: an ensemble that the posterior was not trained on.
     """
     c = config
-    ensembles = {name: ensemble_of(posterior, name, c.gains) for name in c.families or posterior.families}
+    ensembles = {name: ensemble_of(posterior, name, c.gains) for name in c.families or known_ensembles(posterior)}
     cells = (len(ensembles), len(c.sizes), len(c.lengths))
     values = {name: np.empty((*cells, c.networks)) for name in ERRORS}
     values |= {name: np.empty((*cells, len(INFORMED), c.networks)) for name in CALIBRATION}
@@ -173,7 +174,7 @@ def _cell(
     # Points about which to count draws: other networks' truths, near where draws may be and dependent on no truth here.
     references = np.roll(truth, 1, axis=0)
     found, calibration = {}, []
-    for key, family in (("cfg", None), ("cfg_told", name)):
+    for key, family in (("cfg", None), ("cfg_told", name if name in posterior.families else None)):
         given = posterior.condition(statistics, noise_std=c.noise_std, family=family)
         found[key] = relative_errors(given.mean.cpu(), W)
         source = torch.Generator(posterior.device).manual_seed(c.seed)
@@ -201,13 +202,19 @@ def relative_errors(estimates: Tensor, W: Tensor) -> Tensor:
     return (estimates - W).flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)
 
 
+def known_ensembles(posterior: CFGPosterior) -> dict[str, dict[str, Any]]:
+    """Parameters of the ensembles that a posterior was trained on, by their names."""
+    training: Mapping[str, Any] = posterior.config.training
+    return {kind["name"]: kind for kind in (*training.get("ensembles", ()), *training.get("of_cubes", ()))}
+
+
 def ensemble_of(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> Ensemble:
     """Ensemble of that name that a posterior was trained on, with another range of gains if one is given.
 
     Raises:
         ValueError: the posterior does not know it.
     """
-    known = {kind["name"]: kind for kind in posterior.config.training.get("ensembles", ())}
+    known = known_ensembles(posterior)
     chosen = dict(known[name], gain=gains[0], gain_high=gains[1]) if gains and name in known else known.get(name)
     found = ensemble_from_config({"ensemble": chosen})
     if found is None:
