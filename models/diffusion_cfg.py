@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from neurosde.datasets.recordings import Recording, merge_settings, read_recordi
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.denoiser import PairNetwork
 from neurosde.models.diffusion_prior import PriorConfig, with_exact_zeros
+from neurosde.models.dps import STEPS as SWEEP_STEPS
+from neurosde.models.dps import SWEEPS, Refinement, SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
@@ -250,6 +252,44 @@ class WeightPosterior:
         """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ and τ where not known."""
         found = self._at_most_noise(lambda denoise, x, s: denoise(x, s))
         return self._shaped(found.mean(0, keepdim=True), ())
+
+    def refine(
+        self,
+        draws: Float[Tensor, "draw post pre"],
+        *,
+        sweeps: int = SWEEPS,
+        steps: int = SWEEP_STEPS,
+        rho: float = 1.0,
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Refinement:
+        """Move draws to the posterior of the network's prior and the likelihood itself, see `SplitGibbs`.
+
+        The network is asked for the prior only, not for what it has learnt of recordings. Where σ or τ is not known,
+        each draw has its own from its posterior, as in `sample`.
+
+        Args:
+            draws: W to begin with, such as of `sample`, on the device of the network.
+            sweeps: see `SplitGibbs`.
+            steps: noise levels of each sweep.
+            rho: how far draws may go from where they begin, in units of the spread of a weight.
+            generator: seed or generator, on the device of the network.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            The refined draws, in the units of W, and how they came about.
+
+        Raises:
+            ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
+        """
+        if self._several:
+            raise ValueError("draws are refined for one recording at a time; condition on each alone.")
+        source = as_generator(generator, self.model.device)
+        _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
+        unit = gain[:, 0, None, None] / math.sqrt(self.num_neurons)
+        gibbs = SplitGibbs(self._prior(gain[:, 0]), sweeps, steps, rho)
+        found = gibbs.refine(draws / unit, evidence[:, 0], source, progress)
+        return replace(found, draws=found.draws * unit)
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (post, pre)."""

@@ -268,6 +268,27 @@ def test_unknown_noise_widens_the_posterior():
     assert not model.condition(statistics, noise_std=SIGMA)._drawn(5, None).eigenvalues.std(0).any()
 
 
+# Refinement
+
+
+def test_refined_draws_are_those_of_the_prior_and_the_likelihood():
+    """An untrained network has the Gaussian prior, wherever draws begin; each with its own noise, if that is open."""
+    _, _, statistics = recording_of(N=4)
+    given = model_of(trained=False).condition(statistics, noise_std=SIGMA, gain=GAIN)
+    found = given.refine(3 + torch.randn(400, 4, 4, dtype=D), sweeps=40, steps=4, generator=0)
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
+    for one in exact.whiten(found.draws).unbind(-1):
+        assert scipy.stats.kstest(one.flatten(), "norm").pvalue > 0.01
+    short = model_of(trained=False).condition(recording_of(N=4, T=10, trials=1)[2], gain=GAIN)
+    wide = short.refine(torch.randn(400, 4, 4, dtype=D), sweeps=40, steps=4, generator=0).draws
+    direct = short.sample((400,), steps=4, generator=1)
+    for a, b in ((wide, direct), (wide.square(), direct.square())):
+        difference = (a.mean((-1, -2)).mean() - b.mean((-1, -2)).mean()).abs()
+        assert difference < 4 * (a.mean((-1, -2)).var() / 400 + b.mean((-1, -2)).var() / 400).sqrt()
+    with pytest.raises(ValueError, match="one recording at a time"):
+        model_of().condition([statistics], noise_std=SIGMA).refine(torch.zeros(4, 4, 4))
+
+
 # Guidance, batches
 
 
