@@ -168,9 +168,9 @@ class WeightPosterior:
     ) -> None:
         self.model = model
         self._recordings = tuple(recordings)
-        gains = model.config.gains
+        self._gains = model.config.gains if gain is None else (gain, gain)
         self.statistics = statistics = tuple(
-            one.at(most_probable_time_constant(one, gains, noise_std))
+            one.at(most_probable_time_constant(one, self._gains, noise_std))
             if isinstance(one, TimeConstantStatistics)
             else one
             for one in recordings
@@ -284,12 +284,16 @@ class WeightPosterior:
         """
         if self._several:
             raise ValueError("draws are refined for one recording at a time; condition on each alone.")
+        N = self.num_neurons
+        if draws.ndim != 3 or draws.shape[1:] != (N, N):
+            raise ValueError(f"draws must be (draw, {N}, {N}); got {tuple(draws.shape)}.")
         source = as_generator(generator, self.model.device)
         _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
-        unit = gain[:, 0, None, None] / math.sqrt(self.num_neurons)
+        unit = gain[:, 0, None, None] / math.sqrt(N)
         gibbs = SplitGibbs(self._prior(gain[:, 0]), sweeps, steps, rho)
         found = gibbs.refine(draws / unit, evidence[:, 0], source, progress)
-        return replace(found, draws=found.draws * unit)
+        J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
+        return replace(found, draws=J * unit)
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (post, pre)."""
@@ -380,7 +384,7 @@ class WeightPosterior:
 
     def _drawn(self, count: int, source: torch.Generator | None) -> Evidence:
         """Evidence in units of W, (count, recording), each with its own draw of what is not known of σ and τ."""
-        gains, known = self.model.config.gains, self._known_noise
+        gains, known = self._gains, self._known_noise
         if known is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings):
             return self._most_probable(count)
         each = []
@@ -448,6 +452,8 @@ def _statistics(one: Observed, tau: tuple[float, float] | None, estimate_input: 
             raise ValueError("tau is for recordings; statistics have their own. See neurosde.time_constant.")
         return one
     recording = one if isinstance(one, Recording) else read_recording(one)
+    if tau is not None and recording.tau is not None:
+        raise ValueError(f"{recording.source} says tau = {recording.tau:.6g}; leave the range of tau out.")
     recording = merge_settings(recording, dt=None, tau=None, drive=None)
     if tau is None:
         return recording_statistics(recording, estimate_input=estimate_input)

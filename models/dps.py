@@ -18,8 +18,8 @@ has the posterior as the law of W for every ρ² < 1/λ_max(Λ), it draws in tur
     z | W = W + ρ²(B − WΛ) + ρ ε (I − ρ²Λ)^½,    W | z: the prior's diffusion, given an observation of noise ρ.
 
 A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep:
-along directions in which ρ² λ > 1 sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ has
-fallen; the last sweeps are exact.
+along directions in which ρ² λ > 0.8 sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ
+has fallen; the last sweeps are exact.
 
 References:
     Diffusion posterior sampling for general noisy inverse problems (Chung, Kim, Mccann, Klasky, Ye, 2023),
@@ -236,7 +236,8 @@ class SplitGibbs:
 
     Args:
         denoise: the prior's denoiser.
-        sweeps: in all; the last quarter is exact. Draws of sparse weights need some hundred where much is recorded.
+        sweeps: in all; the last quarter, and at least 4, are exact. Draws of sparse weights need some hundred where
+            much is recorded.
         steps: noise levels of each sweep.
         rho: ρ of the first sweep, in the units of the denoiser, 1 being the spread of a weight: how far draws may go
             from where they begin.

@@ -206,7 +206,8 @@ def sample_time_constants(
 ) -> tuple[Tensor, Tensor]:
     """Draw the time constant τ and the noise s of a transition from their joint posterior.
 
-    As `sample_noise_scales`; log τ is uniform over its range beforehand.
+    As `sample_noise_scales`; log τ is uniform over its range beforehand. A free input has a flat prior on what drives,
+    b I, whatever τ is.
 
     Args:
         recording: sums over the transitions for any τ.
@@ -254,7 +255,6 @@ def _time_constant_density(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior density of log τ up to a constant, on a grid that holds nearly all of it."""
     N = recording.num_neurons
-    v = np.square(np.geomspace(*gains, NOISE_GRID // 2)) / N
 
     def log_density(log_tau: float) -> float:
         statistics = recording.at(math.exp(log_tau))
@@ -263,8 +263,11 @@ def _time_constant_density(
             found = scipy.special.logsumexp(density) + math.log(log_s[1] - log_s[0])
         else:
             scale = max(statistics.noise_scale(noise_std), statistics.noise_scale(statistics.noise_floor))
-            found = scipy.special.logsumexp(_Spectrum(statistics).log_evidences(np.array([scale**2]), v))
-        return float(found) - N * statistics.log_volume
+            spectrum = _audible(statistics)
+            v, log_step = _gain_grid(spectrum, scale**2, gains)
+            found = scipy.special.logsumexp(spectrum.log_evidences(np.array([scale**2]), v)) + log_step
+        # Of an input what drives, b I, has the flat prior: that of I itself would favour large τ.
+        return float(found) - N * (statistics.log_volume - statistics.free_input * math.log(statistics.gain))
 
     low, high = math.log(recording.low), math.log(recording.high)
     for _ in range(12):
@@ -280,25 +283,46 @@ def _time_constant_density(
 
 def _noise_density(statistics: TransitionStatistics, gains: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior density of log s up to what depends on s not, on a grid that holds nearly all of it."""
-    spectrum, N = _Spectrum(statistics), statistics.num_neurons
-    if not (spectrum.total > 0 and spectrum.eigenvalues.any()):
-        raise ValueError("the recording is silent: gain and noise cannot be estimated from it; give both.")
-    v = np.square(np.geomspace(*gains, NOISE_GRID // 2)) / N
+    spectrum, N = _audible(statistics), statistics.num_neurons
     # Given r = s²/v the most probable s² is explicit, which leads near the mode.
     r = spectrum.eigenvalues.mean() * np.geomspace(1e-24, 1e10, 137)[:, None]
     s2 = spectrum.residual + (spectrum.shrinkable * r / (spectrum.eigenvalues + r)).sum(-1)
     s2 = np.maximum(s2 / (spectrum.rows * spectrum.n), 1e-300)
     profile = spectrum.n * np.log(s2) + np.log1p(spectrum.eigenvalues / r).sum(-1)
     centre = 0.5 * math.log(s2[profile.argmin()])
+    v, log_step = _gain_grid(spectrum, math.exp(2 * centre), gains)
     # Of n transitions of N neurons log s is known to 1/√(2nN) at best, and to more where few of them are left over.
     width = 1 / math.sqrt(2 * N * statistics.degrees)
     for _ in range(30):
         log_s = centre + width * np.linspace(-8, 8, NOISE_GRID)
-        density = np.asarray(scipy.special.logsumexp(spectrum.log_evidences(np.exp(2 * log_s), v), axis=1))
+        density = np.asarray(scipy.special.logsumexp(spectrum.log_evidences(np.exp(2 * log_s), v), axis=1)) + log_step
         if density[[0, -1]].max() < density.max() - 20 or width > 1:
             break
         width *= 1.5
     return log_s, density
+
+
+def _audible(statistics: TransitionStatistics) -> _Spectrum:
+    spectrum = _Spectrum(statistics)
+    if not (spectrum.total > 0 and spectrum.eigenvalues.any()):
+        raise ValueError("the recording is silent: nothing can be estimated from it; give gain, noise and tau.")
+    return spectrum
+
+
+def _gain_grid(spectrum: _Spectrum, s2: float, gains: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """Prior variances of gains evenly spaced in log g where they are probable, and the logarithm of the spacing."""
+    low, high = np.log(gains)
+    if low == high:
+        return np.exp(2 * np.array([low])) / spectrum.rows, 0.0
+    for _ in range(8):
+        grid = np.linspace(low, high, NOISE_GRID // 2)
+        density = spectrum.log_evidences(np.array([s2]), np.exp(2 * grid) / spectrum.rows)[0]
+        held = np.flatnonzero(density > density.max() - 30)
+        first, last = max(held[0] - 1, 0), min(held[-1] + 1, len(grid) - 1)
+        if last - first > len(grid) // 2:
+            break
+        low, high = grid[first], grid[last]
+    return np.exp(2 * grid) / spectrum.rows, math.log(grid[1] - grid[0])
 
 
 def _uniform(count: int, generator: torch.Generator | None) -> np.ndarray:

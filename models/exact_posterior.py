@@ -16,7 +16,9 @@ Sparse, W_ij ~ (1 − d) δ₀ + d N(0, v), v = g²/(N d): given the rest of its
 
     d/(1 − d) · (1 + v Λ_jj)^(−½) · exp(½ r² ς),    ς = 1/(Λ_jj + 1/v),    r = B_ij − Σ_{k≠j} W_ik Λ_kj,
 
-and if so W_ij ~ N(ς r, ς). One presynaptic neuron is visited after the other, all rows at once.
+and if so W_ij ~ N(ς r, ς). One presynaptic neuron is visited after the other, all rows at once. Where activity leaves
+directions of W almost open such chains cross between supports rarely. Up to 10 neurons all 2^N supports of a row are
+therefore summed over instead, for each gain, and the draws are independent.
 
 References:
     Variable selection via Gibbs sampling (George, McCulloch, 1993), https://doi.org/10.1080/01621459.1993.10476353
@@ -27,6 +29,7 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -40,7 +43,9 @@ from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
 from neurosde.validation import check_count
 
-POINTS = 48  # of the quadrature over an unknown gain
+POINTS = 128  # of the quadrature over an unknown gain
+ENUMERATED = 10  # neurons up to which all supports of a row are
+DISAGREEMENT = 0.3  # standard deviations of a weight by which chains may differ without a warning
 CHAINS = 8
 BURN_IN = 200  # sweeps of each chain that are left out
 THIN = 8  # sweeps from one draw to the next
@@ -54,7 +59,7 @@ class ExactPosterior:
         weights: draws, chain after chain, shape (draw, recording, post, pre), float64.
         mean: posterior mean, the average of conditional means over all sweeps, shape (recording, post, pre).
         mean_error: root mean square Monte-Carlo error of an entry of the mean, told from the chains' differences, over
-            the root mean square posterior sd of an entry; shape (recording,).
+            the root mean square sd of an entry within a chain (if it has 8 draws, else in all); shape (recording,).
         gain: draws of the gain, shape (draw, recording).
     """
 
@@ -87,6 +92,8 @@ def exact_posterior(
         seed: of the chains.
         progress: show a progress bar, on a terminal.
 
+    Warns where chains differ by more than a third of the posterior's sd: they have not mixed, and `thin` is too small.
+
     Raises:
         ValueError: another ensemble, evidence of another shape, or numbers out of range.
     """
@@ -94,12 +101,13 @@ def exact_posterior(
         raise ValueError(f"evidence must be of shape (recording, post, pre); got {tuple(evidence.cross.shape)}.")
     check_count(chains, "chains", 2)
     check_count(thin, "thin")
+    check_count(burn_in, "burn_in", 0)
     if check_count(draws, "draws") % chains:
         raise ValueError(f"draws must be a multiple of chains = {chains}; got {draws}.")
     recordings, N = evidence.cross.shape[:2]
     source = torch.Generator(evidence.cross.device).manual_seed(seed)
     index = torch.arange(recordings, device=evidence.cross.device).repeat_interleave(chains)
-    gibbs = _chains(ensemble, evidence[index], source)
+    gibbs = _chains(ensemble, evidence, index, source)
     kept, gains = [], []
     mean = torch.zeros_like(gibbs.cross)
     kept_sweeps = draws // chains * thin
@@ -113,25 +121,46 @@ def exact_posterior(
     shape = (draws // chains, recordings, chains)
     weights = torch.stack(kept).view(*shape, N, N).transpose(1, 2).transpose(0, 1).reshape(draws, recordings, N, N)
     means = mean.view(recordings, chains, N, N)
-    spread = weights.var(0).mean((-1, -2)).sqrt()
-    error = (means.var(1).mean((-1, -2)) / chains).sqrt() / spread
+    several = weights.view(chains, -1, recordings, N, N)
+    told = several.shape[1] >= 8  # draws of a chain, fewer of which do not tell its spread
+    within = (several.var(1).mean(0) if told else weights.var(0)).mean((-1, -2))
+    error = (means.var(1).mean((-1, -2)) / chains / within.clamp(min=1e-300)).sqrt()
+    apart = int((error * math.sqrt(chains) > DISAGREEMENT).sum())
+    if told and apart:
+        warnings.warn(
+            f"the chains of {apart} of {recordings} recordings differ by up to "
+            f"{float(error.max()) * math.sqrt(chains):.2g} standard deviations of a weight: they have not mixed. Raise "
+            f"thin (now {thin}).",
+            stacklevel=2,
+        )
     gain = torch.stack(gains).view(shape).permute(2, 0, 1).reshape(draws, recordings)
     return ExactPosterior(weights, means.mean(1), error, gain)
 
 
-def _chains(ensemble: Ensemble, evidence: Evidence, source: torch.Generator) -> _Gibbs:
+def gain_nodes(ensemble: Ensemble) -> tuple[Tensor, Tensor]:
+    """Gains of an ensemble and their probabilities: the one it has, or a quadrature over its range."""
+    base = _base(ensemble)
+    if isinstance(ensemble, GainMixture) and ensemble.gain_high > base.gain:
+        return gain_quadrature(base.gain, ensemble.gain_high, POINTS)
+    return torch.tensor([base.gain], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+
+def _base(ensemble: Ensemble) -> FixedGain:
     base = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
     assert isinstance(base, FixedGain)
-    if isinstance(ensemble, GainMixture) and ensemble.gain_high > base.gain:
-        gains, chances = gain_quadrature(base.gain, ensemble.gain_high, POINTS)
-    else:
-        gains, chances = torch.tensor([base.gain], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    return base
+
+
+def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> _Gibbs:
+    base, nodes, each = _base(ensemble), gain_nodes(ensemble), evidence[index]
     if isinstance(base, Sparse):
-        return _SparseGibbs(base.density, gains, chances, evidence, source)
+        if evidence.cross.shape[-1] <= ENUMERATED:
+            return _EnumeratedSparse(base.density, *nodes, evidence, index, source)
+        return _SparseGibbs(base.density, *nodes, each, source)
     if isinstance(base, LowRank):
-        return _LowRankGibbs(base.strength, base.rank, gains, chances, evidence, source)
+        return _LowRankGibbs(base.strength, base.rank, *nodes, each, source)
     if isinstance(base, Gaussian):
-        return _LowRankGibbs(0.0, 0, gains, chances, evidence, source)
+        return _LowRankGibbs(0.0, 0, *nodes, each, source)
     raise ValueError(f"the exact posterior is known of gaussian, sparse and low-rank weights; got {ensemble.name!r}.")
 
 
@@ -208,16 +237,76 @@ class _LowRankGibbs(_Gibbs):
         return torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
 
 
+def _along_neurons(evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Λ and B in the basis of the neurons."""
+    U = evidence.vectors
+    precision = torch.diag_embed(evidence.eigenvalues)
+    return (precision, evidence.cross) if U is None else (U @ precision @ U.mT, evidence.cross @ U.mT)
+
+
+class _EnumeratedSparse(_Gibbs):
+    """Independent draws: of the gain, of each row's support given it, and of the row given both."""
+
+    def __init__(
+        self,
+        density: float,
+        gains: Tensor,
+        chances: Tensor,
+        evidence: Evidence,
+        index: Tensor,
+        source: torch.Generator,
+    ) -> None:
+        super().__init__(gains, chances, evidence[index], source)
+        N, device = evidence.cross.shape[-1], evidence.cross.device
+        self.index = index
+        self.variances = self.gains.square() / (N * density)
+        self.precision, self.linear = _along_neurons(evidence)
+        bits = torch.arange(2**N, device=device).unsqueeze(-1) >> torch.arange(N, device=device)
+        self.supports = (bits & 1).double()
+        number = self.supports.sum(-1)
+        log_prior = number * math.log(density) + torch.xlogy(N - number, torch.tensor(1 - density, dtype=torch.float64))
+        of_gain, shares, means = [], [], []
+        for one, linear in zip(self.precision, self.linear, strict=True):
+            log_weights, mean = zip(*(self._of_gain(one, linear, v) for v in self.variances), strict=True)
+            log_rows = torch.stack(log_weights) + log_prior.view(-1, 1)  # (component, support, row)
+            of_gain.append((self.log_chances + log_rows.logsumexp(1).sum(-1)).softmax(-1))
+            shares.append(log_rows.softmax(1))
+            means.append(torch.einsum("c,csr,csrj->rj", of_gain[-1], shares[-1], torch.stack(mean)))
+        self.of_gain, self.shares, self.mean = torch.stack(of_gain), torch.stack(shares), torch.stack(means)
+
+    def _of_gain(self, precision: Tensor, linear: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Log evidence of each support (support, row), and the means (support, row, pre)."""
+        L, pulled = self._factored(precision, linear.expand(len(self.supports), -1, -1), v, self.supports)
+        half = torch.linalg.solve_triangular(L, pulled.mT, upper=False)
+        mean = torch.linalg.solve_triangular(L.mT, half, upper=True).mT * self.supports.unsqueeze(-2)
+        volume = L.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * L.shape[-1] * v.log()
+        return 0.5 * half.square().sum(-2) - volume.unsqueeze(-1), mean
+
+    def _factored(self, precision: Tensor, linear: Tensor, v: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+        """Cholesky factor of the precision on a support, with 1/v for what is off it, and B on it."""
+        on = support.unsqueeze(-1) * support.unsqueeze(-2)
+        eye = torch.eye(support.shape[-1], dtype=torch.float64, device=support.device)
+        return torch.linalg.cholesky(on * precision + eye / v), linear * support.unsqueeze(-2)
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        k, N = self.index, self.linear.shape[-1]
+        self.component = torch.multinomial(self.of_gain[k], 1, generator=self.source).squeeze(-1)
+        shares = self.shares[k, self.component].mT.reshape(len(k) * N, -1)  # (chain and row, support)
+        support = self.supports[torch.multinomial(shares, 1, generator=self.source).squeeze(-1)].view(len(k), N, N)
+        v = self.variances[self.component].view(-1, 1, 1, 1)
+        L, pulled = self._factored(self.precision[k].unsqueeze(1), self.linear[k].unsqueeze(-2), v, support)
+        half = torch.linalg.solve_triangular(L, pulled.mT, upper=False) + self._normal(len(k), N, N, 1)
+        W = torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
+        return W * support, self.mean[k]
+
+
 class _SparseGibbs(_Gibbs):
     def __init__(
         self, density: float, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator
     ) -> None:
         super().__init__(gains, chances, evidence, source)
-        U, N = evidence.vectors, evidence.cross.shape[-1]
-        self.precision = torch.diag_embed(evidence.eigenvalues)
-        self.linear = evidence.cross.clone()
-        if U is not None:
-            self.precision, self.linear = U @ self.precision @ U.mT, self.linear @ U.mT
+        N = evidence.cross.shape[-1]
+        self.precision, self.linear = _along_neurons(evidence)
         self.variances = self.gains.square() / (N * density)
         self.log_odds = math.log(density) - math.log1p(-density) if density < 1 else math.inf
         # Half of the chains begin without connections, half with all of them.

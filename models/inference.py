@@ -80,7 +80,7 @@ class InferenceConfig:
         if self.tau_range is not None:
             check_range(self.tau_range)
             if self.tau is not None:
-                raise ValueError(f"give tau or tau_range; got {self.tau} and {self.tau_range}.")
+                raise ValueError(f"give --tau or --tau-range; got {self.tau} and {self.tau_range}.")
         if self.noise_std is not None:
             check_positive(self.noise_std, "noise_std", zero_ok=True)
         if self.method not in get_args(Method):
@@ -215,13 +215,17 @@ def _settled(
     if config.tau_range is None:
         return merge_settings(recording, dt=config.dt, tau=config.tau, drive=config.drive), None
     if recording.tau is not None:
-        raise ValueError(f"{recording.source} says tau = {recording.tau:.6g}; leave tau_range out.")
+        raise ValueError(f"{recording.source} says tau = {recording.tau:.6g}; leave --tau-range out.")
     low, high = check_range(config.tau_range)
     recording = merge_settings(recording, dt=config.dt, tau=low, drive=config.drive)
     of_any_tau = recording_time_constants(recording, (low, high), estimate_input=config.estimate_input)
     gains = GAINS_SEARCHED if config.gain is None else (config.gain, config.gain)
     tau = most_probable_time_constant(of_any_tau, gains, config.noise_std)
-    each = "; each draw of the weights has its own" if config.method == "cfg" else " and taken as known"
+    each = (
+        "; each draw of the weights has its own, predicted activity this one"
+        if config.method == "cfg"
+        else " and taken as known"
+    )
     notes.append(f"tau = {tau:.4g} was estimated from the recording (evidence){each}.")
     if min(tau / low, high / tau) < 1.01:
         notes.append(f"tau is at an end of its range, {low:g} to {high:g}: widen it.")

@@ -132,6 +132,8 @@ class CubeRecordings(CubeMatrices):
     """
 
     config: PosteriorTraining
+    variables = ("weights", "gain")
+    statistics = True
 
     def __init__(self, config: PosteriorTraining) -> None:
         super().__init__(config)
@@ -140,6 +142,8 @@ class CubeRecordings(CubeMatrices):
             cube = CubeDataset(path, ("weights",), statistics=True)
             if cube.experiment.ensemble is None:
                 raise ValueError(f"{path} does not say which ensemble it is of; build it with neurosde build-dataset.")
+            if cube.experiment.observation is not None:
+                raise ValueError(f"{path} shows what an experiment saw; a posterior is trained on whole recordings.")
             self.ensembles.append(cube.experiment.ensemble)
             cube[0]  # statistics can be had
             cube.close()
@@ -147,9 +151,6 @@ class CubeRecordings(CubeMatrices):
         self.families = names if len(names) > 1 else ()
         self._family = [1 + names.index(kind.name) for kind in self.ensembles]
         self.gains = _range_of_gains(self.ensembles, self.sizes)
-
-    variables = ("weights", "gain")
-    statistics = True
 
     def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Decompose what each recording says, in units of its own gain or of the one that is told."""

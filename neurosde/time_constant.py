@@ -91,8 +91,11 @@ def check_range(tau: Sequence[float], dt: float | None = None) -> tuple[float, f
     """Return a range of time constants, if it is one; warns where dt is above its lower end.
 
     Raises:
-        ValueError: it is none.
+        TypeError: it is one number.
+        ValueError: it is no range.
     """
+    if not isinstance(tau, Sequence):
+        raise TypeError(f"tau must be a range, two time constants; got {tau!r}.")
     if len(tau) != 2 or not check_positive(tau[0], "tau") < check_positive(tau[1], "tau"):
         raise ValueError(f"tau must be two time constants, the lower one first; got {tuple(tau)}.")
     if dt is not None:

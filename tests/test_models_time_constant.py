@@ -75,6 +75,23 @@ def test_the_true_time_constant_and_noise_are_draws_like_the_others(known_noise)
     assert holm(uniformity(tested, draws)).min() > 0.01
 
 
+def test_with_an_unknown_input_it_is_calibrated_still():
+    count, draws, gains = 150, 39, (0.7, 1.6)
+    rng = np.random.default_rng(3)
+    below = []
+    for k in range(count):
+        tau, gain = np.exp(rng.uniform(*np.log([[RANGE[0], gains[0]], [RANGE[1], gains[1]]])))
+        source = torch.Generator().manual_seed(900 + k)
+        W = gain / 2 * torch.randn(4, 4, generator=source, dtype=D)
+        h0, current = torch.randn(2, 2, 4, generator=source, dtype=D)
+        _, h = simulate_rate_network(W, h0, 60, DT, tau, 3 * tau * current[0], SIGMA, return_h=True, generator=source)
+        statistics = time_constant_statistics(voltage=h, dt=DT, tau=RANGE).without_input()
+        found, _ = sample_time_constants(statistics, draws, gains, SIGMA, torch.Generator().manual_seed(k))
+        below.append(int((found < tau).sum()))
+    # What drives, I/τ, has a wide prior whatever τ is.
+    assert uniformity(np.array([below]), draws, bins=5)[0] > 0.01
+
+
 def test_a_narrow_range_is_a_known_time_constant():
     _, _, h = recorded(tau=1.3)
     around = time_constant_statistics(voltage=h, dt=DT, tau=(1.2999, 1.3001))
@@ -111,7 +128,6 @@ def test_the_posterior_of_the_weights_is_calibrated_and_wider():
             found.append(model.condition(one, **known).sample((draws,), steps=6, generator=k))
         truths.append(W)
     truth, wide, narrow = torch.stack(truths).numpy(), torch.stack(open_tau, 1).numpy(), torch.stack(known_tau, 1)
-    # The gains that τ's posterior averages over are those of the model's range, not the known one: hence no tighter.
     assert holm(uniformity(ranks(wide, truth, rng.standard_normal((4, N, N))), draws)).min() > 0.01
     assert wide.var(0).mean() > float(narrow.var(0).mean())
 
@@ -138,7 +154,7 @@ def test_inference_estimates_it(tmp_path, capsys):
     assert any("each draw of the weights has its own" in note for note in by_cfg.notes if note.startswith("tau"))
     assert by_cfg.draws.shape == (12, 12, 12) and not any(check.failed for check in by_cfg.checks)
     off = [float((one.point_estimate - W).norm() / W.norm()) for one in (told, found, by_cfg)]
-    assert max(off) < 0.8
+    assert max(off) < 1  # nearer than no weights at all
     narrow = infer(recording, InferenceConfig(tau_range=(0.5, 0.8)))
     assert any("at an end of its range" in note for note in narrow.notes)
 
@@ -149,10 +165,18 @@ def test_inference_estimates_it(tmp_path, capsys):
     for options, message in (
         (["--tau-range", "2", "1"], "the lower one first; got (2.0, 1.0)"),
         (["--tau-range", "1"], "must be two time constants"),
-        (["--tau-range", "1", "2", "--tau", "1"], "give tau or tau_range"),
+        (["--tau-range", "1", "2", "--tau", "1"], "give --tau or --tau-range"),
     ):
         assert main([*command, *options]) == 2 and message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="here says tau = 1; leave tau_range out"):
+    with pytest.raises(ValueError, match="here says tau = 1; leave --tau-range out"):
         infer(replace(recording, tau=1.0), InferenceConfig(tau_range=(0.5, 3.0)))
+    with pytest.raises(ValueError, match="here says tau = 1"):
+        untrained().condition(replace(recording, tau=1.0), tau=(0.5, 2.0))
+    with pytest.raises(TypeError, match="tau must be a range"):
+        untrained().condition(recording, tau=1.5)
+    with pytest.raises(ValueError, match="silent"):
+        infer(
+            Recording(np.zeros((20, 3)), "here", dt=DT), InferenceConfig(tau_range=(0.5, 2.0), noise_std=1.0, gain=1.0)
+        )
     with pytest.raises(ValueError, match="statistics have their own"):
         untrained().condition(transition_statistics(x, DT), tau=(0.5, 2.0))

@@ -252,9 +252,8 @@ def cubes(tmp_path_factory):
 def test_cubes_give_what_was_recorded(cubes):
     data = CubeRecordings(replace(CUBES, dataset=cubes, gain_dropout=0.0))
     assert data.families == ("gaussian", "dale") and data.sizes == (4, 6)
-    both = SimulatedRecordings(replace(SMALL, ensembles=KINDS[:2], sizes=(4, 6)))
-    # At any size the Gaussian ensemble has the lowest gain and Dale's law, whose mean adds to it, the largest.
-    assert data.gains[0] == pytest.approx(0.5) and data.gains[1] == pytest.approx(both.gains[1], rel=0.2)
+    of_dale = math.sqrt(6 * Dale(1.0).variance(6))  # the root mean square of gains, over the gain
+    assert data.gains == pytest.approx((0.5, 2.0 * of_dale))
     for batch in data.validation():
         path = cubes[batch["cube"]]
         examples = data.examples(batch, generator())
@@ -266,7 +265,7 @@ def test_cubes_give_what_was_recorded(cubes):
                 statistics = transition_statistics(
                     one.activity.to_numpy(), 0.1, float(one.tau), input=one.input.to_numpy()
                 )
-                gain = float(one.gain) if N == 4 else float(one.gain) * data.gains[1] / 2.0
+                gain = float(one.gain) if N == 4 else float(one.gain) * of_dale
                 scale = gain / math.sqrt(N)
                 Lambda, B = statistics.precision(0.3)
                 folded = fold(torch.zeros(N, N, dtype=D), 1.0, examples.evidence[k]).posterior_mean

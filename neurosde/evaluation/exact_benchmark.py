@@ -29,7 +29,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosde.datasets.ensembles import Ensemble, GainMixture
+from neurosde.datasets.ensembles import Ensemble
 from neurosde.evaluation.c2st import c2st
 from neurosde.evaluation.posterior_benchmark import (
     ensemble_of,
@@ -41,11 +41,10 @@ from neurosde.evaluation.posterior_benchmark import (
 from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.analytic import gain_quadrature
 from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import empirical_bayes, ridge
-from neurosde.models.exact_posterior import BURN_IN, CHAINS, POINTS, THIN, ExactPosterior, exact_posterior
+from neurosde.models.exact_posterior import BURN_IN, CHAINS, THIN, ExactPosterior, exact_posterior, gain_nodes
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.recorded import recording_evidence
 from neurosde.options import OptionParser, add_options, from_options
@@ -103,7 +102,8 @@ class ExactBenchmark:
             raise ValueError(f"methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}.")
         check_positive(self.gain, "gain", zero_ok=True)
         check_count(self.length, "length", 3)
-        for name in ("trials", "networks", "thin", "simulations"):
+        check_count(self.networks, "networks", 2)
+        for name in ("trials", "thin", "simulations"):
             check_count(getattr(self, name), name)
         if check_count(self.draws, "draws", 2 * CHAINS) % CHAINS:
             raise ValueError(f"draws must be a multiple of {CHAINS}, the number of chains; got {self.draws}.")
@@ -148,6 +148,8 @@ def exact_benchmark(posterior: CFGPosterior, config: ExactBenchmark, checkpoint:
     c = config
     if set(c.methods) & set(SBI_METHODS):
         optional_package("sbi", "sbi")
+    for name in c.families:  # before any work
+        ensemble_of(posterior, name, ())
     shape = (len(c.families), len(c.sizes), len(c.methods), c.networks)
     values = {name: np.full(shape, np.nan) for name in METRICS}
     errors = np.empty((*shape[:2], c.networks))
@@ -186,12 +188,16 @@ def _cell(posterior: CFGPosterior, name: str, N: int, c: ExactBenchmark) -> _Cel
     )
     scales = torch.tensor([one.noise_scale(c.noise_std) for one in statistics], dtype=torch.float64)
     evidence = recording_evidence(statistics).over_noise(scales.square())
-    exact = exact_posterior(ensemble, evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=c.seed)
+    exact = _exact(ensemble, evidence, c, c.seed)
     unit = posterior.condition(statistics, **_told(posterior, name, ensemble, N, c)).unit.cpu()
     resolution = RESOLUTION * unit
     noise = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
     blurred = truth + resolution[:, None, None] * noise
     return _Cell(ensemble, truth, statistics, evidence, exact, resolution, blurred)
+
+
+def _exact(ensemble: Ensemble, evidence: Evidence, c: ExactBenchmark, seed: int) -> ExactPosterior:
+    return exact_posterior(ensemble, evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=seed)
 
 
 def _told(posterior: CFGPosterior, name: str, ensemble: Ensemble, N: int, c: ExactBenchmark) -> dict[str, Any]:
@@ -203,9 +209,7 @@ def _told(posterior: CFGPosterior, name: str, ensemble: Ensemble, N: int, c: Exa
 def _found(method: str, posterior: CFGPosterior, name: str, cell: _Cell, c: ExactBenchmark) -> _Found:
     N = cell.truth.shape[-1]
     if method == "exact":
-        again = exact_posterior(
-            cell.ensemble, cell.evidence, c.draws, burn_in=max(BURN_IN, 8 * c.thin), thin=c.thin, seed=c.seed + 1
-        )
+        again = _exact(cell.ensemble, cell.evidence, c, c.seed + 1)
         return _Found(again.mean, again.weights, _mixture_score(cell) if name == "gaussian" else None)
     if method == "cfg":
         given = posterior.condition(cell.statistics, **_told(posterior, name, cell.ensemble, N, c))
@@ -242,10 +246,7 @@ def _mixture_score(cell: _Cell) -> Tensor:
     """Log density of the blurred truth under the exact posterior of Gaussian weights, shape (network,)."""
     N, e = cell.truth.shape[-1], cell.evidence
     assert e.vectors is not None
-    if isinstance(cell.ensemble, GainMixture) and cell.ensemble.gain_high > cell.ensemble.base.gain:
-        gains, chances = gain_quadrature(cell.ensemble.base.gain, cell.ensemble.gain_high, POINTS)
-    else:
-        gains, chances = (N * torch.tensor([cell.ensemble.variance(N)], dtype=torch.float64)).sqrt(), torch.ones(1)
+    gains, chances = gain_nodes(cell.ensemble)
     v = (gains.square() / N).view(-1, 1, 1)
     factor = 1 + v * e.eigenvalues
     log_evidence = 0.5 * (v * e.cross.square().sum(-2) / factor - N * factor.log()).sum(-1)
@@ -271,7 +272,8 @@ def _compared(found: _Found, cell: _Cell, seed: int) -> Iterator[tuple[str, Any]
     ratio = of_found.var(0).mean(-2) / spread.square().mean(-2)  # of each direction, averaged over rows
     yield "least_variance", ratio.amin(-1)
     yield "largest_variance", ratio.amax(-1)
-    pairs = [(one / spread).flatten(2).numpy() for one in (of_exact, of_found)]
+    unit = torch.where(spread > 0, spread, math.inf)  # a row without connections in any draw
+    pairs = [(one / unit).flatten(2).numpy() for one in (of_exact, of_found)]
     yield "c2st", [c2st(pairs[0][:, k], pairs[1][:, k], seed=seed).accuracy for k in range(len(cell.truth))]
 
 
@@ -317,9 +319,10 @@ def run(options: Namespace) -> int:
     with whole_file(options.out) as temporary:
         results.to_netcdf(temporary, engine="netcdf4")
     print(markdown_table(results))
+    error = results["monte_carlo_error"]
     print(
         f"\n{config.networks} networks per row, {config.trials} x {config.length} times, {config.draws} draws, mean ± "
-        f"standard error; Monte-Carlo error of exact means {float(results['monte_carlo_error'].mean()):.3f} sd; "
-        f"{hardware(device=posterior.device)}\nData: {options.out}"
+        f"standard error; Monte-Carlo error of exact means {float(error.mean()):.3f} sd, at most "
+        f"{float(error.max()):.3f}; {hardware(device=posterior.device)}\nData: {options.out}"
     )
     return 0

@@ -198,14 +198,26 @@ def _cell(
 
 
 def relative_errors(estimates: Tensor, W: Tensor) -> Tensor:
-    """|Ŵ − W|/|W| of each network, shape (network,)."""
-    return (estimates - W).flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)
+    """|Ŵ − W|/|W| of each network, shape (network,); NaN where there are no weights, as in tiny sparse networks."""
+    size = W.flatten(1).norm(dim=1)
+    return (estimates - W).flatten(1).norm(dim=1) / torch.where(size > 0, size, math.nan)
 
 
 def known_ensembles(posterior: CFGPosterior) -> dict[str, dict[str, Any]]:
-    """Parameters of the ensembles that a posterior was trained on, by their names."""
+    """Parameters of the ensembles that a posterior was trained on, by their names.
+
+    Raises:
+        ValueError: it was trained on several of one name.
+    """
     training: Mapping[str, Any] = posterior.config.training
-    return {kind["name"]: kind for kind in (*training.get("ensembles", ()), *training.get("of_cubes", ()))}
+    kinds = [*training.get("ensembles", ()), *training.get("of_cubes", ())]
+    known = {kind["name"]: kind for kind in kinds}
+    if len(known) < len(kinds):
+        raise ValueError(
+            f"the posterior was trained on several ensembles of one name, {[kind['name'] for kind in kinds]}; a "
+            "benchmark does not know which to draw from."
+        )
+    return known
 
 
 def ensemble_of(posterior: CFGPosterior, name: str, gains: tuple[float, ...]) -> Ensemble:
