@@ -1,4 +1,4 @@
-"""Exact posteriors over weights of known ensembles, by Gibbs sampling: what a trained posterior is measured against.
+"""Exact posteriors over weights of known ensembles, by sampling: what a trained posterior is measured against.
 
 A recording says of W exp(tr(BWᵀ) − ½ tr(WΛWᵀ)) (`neurosde.likelihood`). For three ensembles of
 `neurosde.datasets.ensembles`, of a gain that is known or uniform over a range, all conditionals of their posteriors are
@@ -57,7 +57,8 @@ class ExactPosterior:
 
     Attributes:
         weights: draws, chain after chain, shape (draw, recording, post, pre), float64.
-        mean: posterior mean, the average of conditional means over all sweeps, shape (recording, post, pre).
+        mean: posterior mean, the average of conditional means over all sweeps, or the sum over all supports, shape
+            (recording, post, pre).
         mean_error: root mean square Monte-Carlo error of an entry of the mean, told from the chains' differences, over
             the root mean square sd of an entry within a chain (if it has 8 draws, else in all); shape (recording,).
         gain: draws of the gain, shape (draw, recording).
@@ -92,7 +93,7 @@ def exact_posterior(
         seed: of the chains.
         progress: show a progress bar, on a terminal.
 
-    Warns where chains differ by more than a third of the posterior's sd: they have not mixed, and `thin` is too small.
+    Warns where chains differ by more than 0.3 sd of a weight: they have not mixed, and `thin` is too small.
 
     Raises:
         ValueError: another ensemble, evidence of another shape, or numbers out of range.

@@ -32,7 +32,9 @@ class PriorTraining:
     preset: Preset = field(default="small", metadata={"help": "size of the network"})
     start: str | None = field(
         default=None,
-        metadata={"help": "prior to start from: its file, or one that comes with neurosde (default: nothing learnt)"},
+        metadata={
+            "help": "trained one to start from: its file, or one that comes with neurosde (default: nothing learnt)"
+        },
     )
     steps: int = field(default=10_000, metadata={"help": "optimiser steps"})
     batch_entries: int = field(

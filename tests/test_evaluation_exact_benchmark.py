@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.datasets.ensembles import ENSEMBLES
 from neurosde.evaluation import exact_benchmark as module
 from neurosde.evaluation.exact_benchmark import METHODS, RESOLUTION, ExactBenchmark, exact_benchmark, markdown_table
 from neurosde.models.denoiser import PRESETS, PairNetwork
@@ -117,4 +116,3 @@ def test_without_sbi_its_methods_say_how_to_get_it(untrained, monkeypatch):
     monkeypatch.setitem(sys.modules, "sbi", None)
     with pytest.raises(ImportError, match=r"pip install 'neurosde\[sbi\]'"):
         exact_benchmark(untrained, ExactBenchmark(sizes=(3,), methods=("npe",)))
-    assert set(ENSEMBLES) >= set(FAMILIES)

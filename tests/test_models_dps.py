@@ -165,6 +165,7 @@ def test_sparse_weights_come_to_their_exact_posterior():
     found = SplitGibbs(SPARSE).refine(normal(2000, N, N, seed=8), evidence, 0).draws
     found = torch.where(found.abs() < 8e-3, 0.0, found)
     there, want = (found != 0).double().mean(0), (exact != 0).double().mean(0)
+    # Of the slab 0.4 % lies below 8e-3, and the levels of a sweep decide wrongly in less than as many cases.
     assert ((there - want).abs() < 4.5 * (2 * want * (1 - want) / 2000).sqrt() + 0.01).all()
     # 4000 draws: an accuracy of ½ has a standard error of 0.008.
     assert c2st(exact.flatten(1).numpy(), found.flatten(1).numpy()).accuracy < 0.5 + 3 * 0.008
