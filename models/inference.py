@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.diffusion_cfg import STEPS, CFGPosterior
+from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
     least_squares,
@@ -30,6 +30,7 @@ from neurosde.models.empirical_bayes import (
 )
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.recorded import recording_statistics, recording_time_constants, recording_transitions
+from neurosde.models.weight_posterior import STEPS
 from neurosde.rate_sde import Drive
 from neurosde.residuals import ResidualCheck, residual_checks
 from neurosde.solve import simulate_rate_network

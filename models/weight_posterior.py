@@ -1,0 +1,341 @@
+"""The posterior over weights given recordings, by a trained network: draws, moments, densities.
+
+Per draw the recording's evidence is folded into the denoiser, in units of the gain that the recording suggests; what is
+not known of σ and τ has its own draw each. See `neurosde.models.diffusion_cfg`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurosde.brownian import as_generator
+from neurosde.likelihood import TransitionStatistics
+from neurosde.models.diffusion_prior import with_exact_zeros
+from neurosde.models.dps import STEPS as SWEEP_STEPS
+from neurosde.models.dps import SWEEPS, Refinement, SplitGibbs
+from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
+from neurosde.models.empirical_bayes import (
+    empirical_bayes,
+    evidence_gain,
+    most_probable_time_constant,
+    sample_noise_scales,
+    sample_time_constants,
+)
+from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
+from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.probability_flow import STEPS as FLOW_STEPS
+from neurosde.models.probability_flow import flow_log_density
+from neurosde.models.recorded import recording_evidence
+from neurosde.models.samplers import Method, sample
+from neurosde.time_constant import TimeConstantStatistics
+from neurosde.validation import check_count
+
+if TYPE_CHECKING:
+    from neurosde.models.diffusion_cfg import CFGPosterior
+
+Statistics = TransitionStatistics | TimeConstantStatistics
+STEPS = 24
+MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
+
+
+class WeightPosterior:
+    """The posterior over weights given one recording, or several: p(W | recording, what else is known).
+
+    See `CFGPosterior.condition`. Of several recordings each result has a dimension more, before those of W.
+    """
+
+    def __init__(
+        self,
+        model: CFGPosterior,
+        recordings: Sequence[Statistics],
+        noise_std: float | None,
+        gain: float | None,
+        family: str | None,
+        several: bool,
+    ) -> None:
+        self.model = model
+        self._recordings = tuple(recordings)
+        self._gains = model.config.gains if gain is None else (gain, gain)
+        self.statistics = statistics = tuple(
+            one.at(most_probable_time_constant(one, self._gains, noise_std))
+            if isinstance(one, TimeConstantStatistics)
+            else one
+            for one in recordings
+        )
+        self.gain = gain
+        self.family = family
+        self._several = several
+        self._evidence = recording_evidence(statistics).to(model.device)
+        self._known_noise = noise_std
+        self.noise_std = tuple(
+            empirical_bayes(one).noise_std if noise_std is None else max(noise_std, one.noise_floor)
+            for one in statistics
+        )
+        self._scales = torch.tensor(
+            [one.noise_scale(sigma) for one, sigma in zip(statistics, self.noise_std, strict=True)],
+            dtype=torch.float64,
+            device=model.device,
+        )
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of neurons N."""
+        return self.statistics[0].num_neurons
+
+    @property
+    def unit(self) -> Float[Tensor, "*recording"]:
+        """Unit s₀ of the diffusion, g/√N; for the most probable σ and τ where not known."""
+        found = self._denoiser(self._most_probable(1))[2][0] / math.sqrt(self.num_neurons)
+        return found if self._several else found[0]
+
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        *,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, math.inf),
+        steps: int = STEPS,
+        method: Method = "multistep",
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw weights.
+
+        Args:
+            shape: of the draws.
+            guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
+                draws from neither and is not calibrated, whatever it looks like.
+            guidance_interval: noise levels, in units of s₀, between which the guidance acts.
+            steps: noise levels.
+            method: see `neurosde.models.sample`.
+            generator: seed or generator, on the device of the network.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            W (..., post, pre), shape (*shape, N, N), float64, on the device of the network.
+
+        Raises:
+            ValueError: numbers out of range.
+            MemoryError: the GPU is too small.
+        """
+        shape = tuple(check_count(size, "shape") for size in shape)
+        source = as_generator(generator, self.model.device)
+        N = self.num_neurons
+        denoise, evidence, gain = self._denoiser(self._drawn(math.prod(shape), source))
+        guided: Denoiser = denoise
+        if guidance != 1:
+            guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
+        J = sample(
+            guided, (math.prod(shape), len(self.statistics), N, N), method=method,
+            sigmas=noise_levels(steps, self.model.config.sigma_max), evidence=evidence if guidance else None,
+            generator=source, device=self.model.device, progress=progress,
+        )  # fmt: skip
+        if self.model.config.sparse:
+            J = with_exact_zeros(J)
+        return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
+
+    @property
+    def mean(self) -> Float[Tensor, "*recording post pre"]:
+        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ and τ where not known."""
+        found = self._at_most_noise(lambda denoise, x, s: denoise(x, s))
+        return self._shaped(found.mean(0, keepdim=True), ())
+
+    def refine(
+        self,
+        draws: Float[Tensor, "draw post pre"],
+        *,
+        sweeps: int = SWEEPS,
+        steps: int = SWEEP_STEPS,
+        rho: float = 1.0,
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Refinement:
+        """Move draws to the posterior of the network's prior and the likelihood itself, see `SplitGibbs`.
+
+        The network is asked for the prior only, not for what it has learnt of recordings. Where σ or τ is not known,
+        each draw has its own from its posterior, as in `sample`.
+
+        Args:
+            draws: W to begin with, such as of `sample`, on the device of the network.
+            sweeps: see `SplitGibbs`.
+            steps: noise levels of each sweep.
+            rho: how far draws may go from where they begin, in units of the spread of a weight.
+            generator: seed or generator, on the device of the network.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            The refined draws, in the units of W, and how they came about.
+
+        Raises:
+            ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
+        """
+        if self._several:
+            raise ValueError("draws are refined for one recording at a time; condition on each alone.")
+        N = self.num_neurons
+        if draws.ndim != 3 or draws.shape[1:] != (N, N):
+            raise ValueError(f"draws must be (draw, {N}, {N}); got {tuple(draws.shape)}.")
+        source = as_generator(generator, self.model.device)
+        _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
+        unit = gain[:, 0, None, None] / math.sqrt(N)
+        gibbs = SplitGibbs(self._prior(gain[:, 0]), sweeps, steps, rho)
+        found = gibbs.refine(draws / unit, evidence[:, 0], source, progress)
+        J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
+        return replace(found, draws=J * unit)
+
+    def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
+        """Posterior standard deviation of each weight, from draws, shape (post, pre)."""
+        return self.sample((check_count(draws, "draws", 2),), generator=generator).std(0)
+
+    def interval(
+        self, level: float, draws: int = 256, generator: int | torch.Generator | None = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the central interval of each weight, from draws, each (post, pre).
+
+        Raises:
+            ValueError: the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1; got {level}.")
+        drawn = self.sample((check_count(draws, "draws", 2),), generator=generator)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact.
+        ends = torch.from_numpy(np.quantile(drawn.cpu().numpy(), tails, axis=0, method="weibull")).to(drawn)
+        return ends[0], ends[1]
+
+    def log_prob(
+        self,
+        weights: Tensor,
+        *,
+        resolution: float = 0.0,
+        probes: int | None = 8,
+        steps: int = FLOW_STEPS,
+        generator: int | torch.Generator | None = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Log posterior density of weights, by the probability flow; for the most probable σ and τ where not known.
+
+        Exact zeros, such as sparse weights have, have no density: what is returned of them is that of weights below
+        the smallest noise level. With a resolution s it is the density of W + s s₀ ε instead, ε standard normal, which
+        weights of any kind have; give it such weights.
+
+        Args:
+            weights: W, shape (..., post, pre), of several recordings (..., recording, post, pre).
+            resolution: s, in units of `unit`.
+            probes: random signs per trace, see `flow_log_density`; None for the exact trace.
+            steps: noise levels.
+            generator: seed or generator of the signs.
+            progress: show a progress bar, on a terminal.
+
+        Returns:
+            log p(W | recording), shape (...).
+
+        Raises:
+            ValueError: weights of another number of neurons, or numbers out of range.
+        """
+        N, count = self.num_neurons, len(self.statistics)
+        wanted = (count, N, N) if self._several else (N, N)
+        if tuple(weights.shape[-len(wanted) :]) != wanted:
+            raise ValueError(f"weights must be of shape (..., {', '.join(map(str, wanted))}); got {weights.shape}.")
+        shape = weights.shape[: -len(wanted)]
+        W = weights.to(self._scales).reshape(-1, count, N, N)
+        denoise, evidence, gain = self._denoiser(self._most_probable(len(W)))
+        unit = gain / math.sqrt(N)
+        found = flow_log_density(
+            denoise, W / unit[..., None, None], sigmas=noise_levels(steps, self.model.config.sigma_max),
+            evidence=evidence, resolution=resolution, probes=probes, generator=generator, progress=progress,
+        )  # fmt: skip
+        found = (found - N**2 * unit.log()).reshape(*shape, count)
+        return found if self._several else found.squeeze(-1)
+
+    @property
+    def family_probabilities(self) -> dict[str, Tensor]:
+        """Posterior probability of each ensemble, all equally probable before, shape () or (recording,).
+
+        Raises:
+            ValueError: the family was told.
+        """
+        if self.family is not None:
+            raise ValueError(f"the family is known to be {self.family!r}: leave family out of condition().")
+
+        def log_families(denoise: NetworkDenoiser, x: Tensor, s: Tensor) -> Tensor:
+            return denoise.log_families(x, s)
+
+        probabilities = self._at_most_noise(log_families).exp().mean(0)
+        shaped = probabilities if self._several else probabilities[0]
+        return {name: shaped[..., k] for k, name in enumerate(self.model.families)}
+
+    def _most_probable(self, count: int) -> Evidence:
+        """Evidence in units of W, (count, recording), for the most probable σ and τ where they are not known."""
+        scales = self._scales.expand(count, -1)
+        return self._evidence.expand(scales.shape).over_noise(scales.square())
+
+    def _drawn(self, count: int, source: torch.Generator | None) -> Evidence:
+        """Evidence in units of W, (count, recording), each with its own draw of what is not known of σ and τ."""
+        gains, known = self._gains, self._known_noise
+        if known is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings):
+            return self._most_probable(count)
+        each = []
+        for k, one in enumerate(self._recordings):
+            if isinstance(one, TimeConstantStatistics):
+                taus, scales = sample_time_constants(one, count, gains, known, source)
+                evidence = recording_evidence([one.at(float(tau)) for tau in taus]).to(self.model.device)
+            else:
+                evidence = self._evidence[k].expand((count,))
+                scales = (
+                    sample_noise_scales(one, count, gains, source) if known is None else self._scales[k].expand(count)
+                )
+            each.append(evidence.over_noise(scales.square().to(self._scales)))
+        vectors = [one.vectors for one in each if one.vectors is not None]
+        return Evidence(
+            torch.stack([one.eigenvalues for one in each], 1),
+            torch.stack(vectors, 1),
+            torch.stack([one.cross for one in each], 1),
+        )
+
+    def _denoiser(self, in_W: Evidence) -> tuple[NetworkDenoiser, Evidence, Tensor]:
+        """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""
+        N = self.num_neurons
+        if self.gain is None:
+            gain = evidence_gain(in_W, *self.model.config.gains)
+        else:
+            gain = torch.full_like(in_W.eigenvalues[..., 0], self.gain)
+        evidence = in_W.scaled(gain / math.sqrt(N))
+        known = self.gain is not None
+        return NetworkDenoiser(self.model.network, self._family, evidence, gain, known), evidence, gain
+
+    def _prior(self, gain: Tensor) -> Denoiser:
+        """The denoiser without a recording, in the units of the one with it."""
+        nothing = Evidence.none(self.num_neurons, gain.device).expand(gain.shape)
+        own = gain if self.gain is not None else evidence_gain(nothing, *self.model.config.gains)
+        prior = NetworkDenoiser(self.model.network, self._family, None, own, self.gain is not None)
+        return RescaledDenoiser(prior, gain / own)
+
+    @property
+    def _family(self) -> int:
+        return 0 if self.family is None else 1 + self.model.families.index(self.family)
+
+    def _at_most_noise(self, what: Callable[[NetworkDenoiser, Tensor, Tensor], Tensor]) -> Tensor:
+        """Evaluate at σ_max, in units of W for matrices: shape (evaluation, recording, ...)."""
+        N, count, sigma = self.num_neurons, len(self.statistics), self.model.config.sigma_max
+        denoise, evidence, gain = self._denoiser(self._most_probable(MEAN_EVALUATIONS))
+        source = torch.Generator(self.model.device).manual_seed(0)
+        half = (MEAN_EVALUATIONS // 2, count, N, N)
+        z = torch.randn(half, generator=source, dtype=torch.float64, device=self.model.device)
+        s = torch.tensor(sigma, dtype=torch.float64, device=self.model.device)
+        with torch.no_grad():  # at ±z about the Gaussian posterior's mean: what is linear in z cancels
+            centre = fold(gain.new_zeros(*gain.shape, N, N), math.inf, evidence).posterior_mean
+            found = what(denoise, centre + sigma * torch.cat([z, -z]), s)
+        return found * (gain / math.sqrt(N))[..., None, None] if found.ndim == 4 else found
+
+    def _shaped(self, W: Tensor, shape: Sequence[int]) -> Tensor:
+        """Shape (*shape, recording, post, pre), without the dimension of recordings where there is but one."""
+        W = W.reshape(*shape, *W.shape[1:])
+        return W if self._several else W.squeeze(-3)
