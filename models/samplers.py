@@ -53,6 +53,7 @@ from neurosde.validation import check_positive
 
 Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
 STEPS = 64
+CHURN = 0.5
 ORDER = 3  # of the multistep method, once it has as many values
 
 
@@ -65,6 +66,7 @@ def sample(
     start: Tensor | None = None,
     prior_variance: float = 1.0,
     evidence: Evidence | None = None,
+    churn: float = CHURN,
     generator: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -77,8 +79,9 @@ def sample(
         method: the sampler.
         sigmas: noise levels, falling, the last one 0; shape (steps + 1,). By default 64 steps from 80.
         start: W_s at the first level instead of pure noise, shape `shape`.
-        prior_variance: v, mean square of an entry, which the multistep method integrates exactly; 1 in J units.
+        prior_variance: v, mean square of an entry, which multistep and sde integrate exactly; 1 in J units.
         evidence: what recordings say that `denoise` is conditioned on, if it is.
+        churn: η of the method sde: variance of its fresh noise, 1 as in the forward process reversed.
         generator: seed or generator, on the device of the draws.
         device: of the draws; by default that of the generator or of `start`, or the CPU.
         progress: show a progress bar, on a terminal.
@@ -87,15 +90,18 @@ def sample(
         Draws in float64, shape `shape`.
 
     Raises:
-        ValueError: an unknown method, levels that do not fall to 0, or a prior variance that is not positive, or that
-            is given to a method that makes no use of it.
+        ValueError: an unknown method, levels that do not fall to 0, or a prior variance or churn that is not positive,
+            or that is given to a method that makes no use of it.
         FloatingPointError: the denoiser returned NaN or infinite values.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}; got {method!r}.")
     check_positive(prior_variance, "prior_variance")
-    if prior_variance != 1 and method != "multistep":
-        raise ValueError(f"prior_variance is for method='multistep'; got {prior_variance} with {method!r}.")
+    check_positive(churn, "churn")
+    if prior_variance != 1 and method not in ("multistep", "sde"):
+        raise ValueError(f"prior_variance is for methods 'multistep' and 'sde'; got {prior_variance} with {method!r}.")
+    if churn != CHURN and method != "sde":
+        raise ValueError(f"churn is for method='sde'; got {churn} with {method!r}.")
     levels = noise_levels(STEPS) if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64)
     falling = levels.ndim == 1 and len(levels) >= 2 and bool((levels[1:] < levels[:-1]).all())
     if not falling or float(levels[-1]) != 0 or not bool(levels.isfinite().all()):
@@ -114,10 +120,12 @@ def sample(
         raise ValueError(f"start must have the shape of the draws, {tuple(shape)}; got {tuple(x.shape)}.")
     if method == "multistep":
         step = _multistep(denoise, gaussian)
+    elif method == "sde":
+        step = _multistep(denoise, gaussian, churn, normal)
     elif method == "heun":
         step = _heun(denoise)
     else:
-        step = _dpmpp(denoise, normal if method == "sde" else None)
+        step = _dpmpp(denoise)
     with torch.no_grad():
         for s, t in tqdm(
             list(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)),
@@ -168,7 +176,9 @@ class Gaussian:
         return x if self.vectors is None else x @ self.vectors.mT
 
 
-def _multistep(denoise: Denoiser, gaussian: Gaussian, order: int = ORDER) -> Step:
+def _multistep(
+    denoise: Denoiser, gaussian: Gaussian, churn: float = 0.0, normal: Callable[[], Tensor] | None = None
+) -> Step:
     """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
     points: list[float] = []  # log s of the last evaluations, the latest first
@@ -185,17 +195,22 @@ def _multistep(denoise: Denoiser, gaussian: Gaussian, order: int = ORDER) -> Ste
         values.insert(0, (mean - c / total * x) * (total / c).sqrt() / s)
         if t == 0:  # F stays what it is: W may be known better than to the last level
             return gaussian.back(m + c.sqrt() * (y + torch.atan(s * c.rsqrt()) * values[0]))
-        del points[order:], values[order:]
+        del points[ORDER:], values[ORDER:]
         half = math.log(s / t) / 2
         along = math.log(s) - half * (1 + nodes)  # log s on the step
         e = torch.as_tensor(along, device=x.device).exp().view(-1, *(1,) * c.ndim)
         # dθ = d(log s)/(s/√c + √c/s)
         angle = torch.as_tensor(half * weights, device=x.device).view_as(e) / (e * c.rsqrt() + c.sqrt() / e)
+        left = t**2 + c
+        if normal is not None:
+            angle = (1 + churn) * angle * (left / (e.square() + c)) ** (churn / 2)
+            kept = (left / total) ** churn
+            y = kept.sqrt() * y + (1 - kept).sqrt() * normal()
         for k, (point, value) in enumerate(zip(points, values, strict=True)):
             others = np.array([p for j, p in enumerate(points) if j != k])
             lagrange = torch.as_tensor(np.prod((along[:, None] - others) / (point - others), axis=1), device=x.device)
             y = y + torch.tensordot(lagrange, angle, 1) * value
-        return gaussian.back(m + (t**2 + c).sqrt() * y)
+        return gaussian.back(m + left.sqrt() * y)
 
     return step
 
@@ -211,8 +226,8 @@ def _heun(denoise: Denoiser) -> Step:
     return step
 
 
-def _dpmpp(denoise: Denoiser, normal: Callable[[], Tensor] | None) -> Step:
-    """Exact where D is linear in log s between the steps, apart from the noise it leaves."""
+def _dpmpp(denoise: Denoiser) -> Step:
+    """Exact where D is linear in log s between the steps."""
     before: list[tuple[Tensor, float]] = []  # D and log s of the last step
 
     def step(x: Tensor, s: float, t: float) -> Tensor:
@@ -226,9 +241,7 @@ def _dpmpp(denoise: Denoiser, normal: Callable[[], Tensor] | None) -> Step:
             target = mean + h / (2 * (log_last - log_s)) * (mean - last)
         before.append((mean, log_s))
         ratio = t / s
-        if normal is None:
-            return ratio * x + (1 - ratio) * target
-        return ratio**2 * x + (1 - ratio**2) * target + t * (1 - ratio**2) ** 0.5 * normal()
+        return ratio * x + (1 - ratio) * target
 
     return step
 
