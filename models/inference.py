@@ -62,7 +62,7 @@ class InferenceConfig:
     guidance: float | None = field(
         default=None, metadata={"help": "cfg: weight of the guidance; 1, the default, is calibrated, others are not"}
     )
-    steps: int | None = field(default=None, metadata={"help": "cfg: noise levels of the sampler (default 24)"})
+    steps: int | None = field(default=None, metadata={"help": "cfg: noise levels of the sampler (default 32)"})
     estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
     drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
     draws: int = field(default=256, metadata={"help": "posterior draws"})

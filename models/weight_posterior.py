@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from neurosde.models.diffusion_cfg import CFGPosterior
 
 Statistics = TransitionStatistics | TimeConstantStatistics
-STEPS = 24
+STEPS = 32
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
 
@@ -103,7 +103,7 @@ class WeightPosterior:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, math.inf),
         steps: int = STEPS,
-        method: Method = "multistep",
+        method: Method = "sde",
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Tensor:
