@@ -6,7 +6,7 @@ W_s is the same as of the noising process. D(·; 0) is the identity, so that all
     multistep  third order: exact for a Gaussian, see below; one evaluation a step
     heun       second order: the slope is averaged over the step's two ends; two evaluations a step
     dpmpp_2m   second order: D is extrapolated in log s from the step before; one evaluation a step
-    sde        the same with fresh noise at each step, which forgets the errors of earlier ones
+    sde        multistep with fresh noise, which forgets the errors of earlier steps; exact for a Gaussian, too
 
 Multistep splits off the Gaussian that comes nearest to the prior, N(0, v) iid, as EDM's preconditioning does:
 
@@ -20,6 +20,15 @@ A recording is integrated exactly too: for the Gaussian prior its posterior is G
 each eigenvector of Λ. Along it the same holds about the posterior's mean, with 1/(λ + 1/v) for v. Where the posterior
 is that Gaussian any number of steps is exact, however much is known along some directions and however little along
 others. All samplers then start from what this Gaussian is at σ_max.
+
+The reverse process may have fresh noise of any variance, η times that of the forward one, if the drift makes up for it
+(η = 0 is the flow). Then from s to t, with r = (t² + v)/(s² + v) and r_u = (t² + v)/(u² + v) for u on the way,
+
+    y_t = r^(η/2) y_s + √(1 − r^η) ε + (1 + η) Σ_k F_k ∫ ℓ_k(log u) r_u^(η/2) dθ_u.
+
+A trained network's draws drift along the flow: where it errs, later steps see matrices unlike those it was trained on.
+For Dale's law, N = 50 and T = 100, the norm of draws was 1.7 ± 0.4 % too small by 24 steps of the flow (more of them did
+not help), 0.4 % by 32 steps with η = 0.5, 0.3 % by 48, and 0.1 % by 64 with η = 1.
 
 After 64 evaluations the mean square of draws is off by less than 0.2 % (heun: 1–3 %), after 32 by less than 1 % (heun:
 6–13 %): for an unknown gain, for sparse weights, and for one of 200 rank-two matrices in a Gaussian background. There

@@ -205,6 +205,42 @@ def test_samplers_draw_the_exact_posterior(method):
     assert abs(float(white.square().mean()) - 1) < 4 * math.sqrt(2 / white.numel())
 
 
+@pytest.mark.parametrize("method", ["multistep", "sde"])
+def test_a_gaussian_is_exact_in_any_number_of_steps(method):
+    N, count = 4, 4000
+    precision, cross = evidence_of(N)
+    evidence = Evidence.of(precision, cross)
+    exact = ScaleMixtureDenoiser(torch.ones(1), evidence=evidence)
+    drawn = sample(exact, (count, N, N), method=method, sigmas=noise_levels(4), evidence=evidence, generator=3)
+    covariance = torch.linalg.inv(precision + torch.eye(N, dtype=D))
+    white = (drawn - cross @ covariance) @ torch.linalg.inv(torch.linalg.cholesky(covariance)).mT
+    for entry in white.flatten(1).mT:
+        assert scipy.stats.kstest(entry, "norm").pvalue > 1e-4 / N**2
+    assert abs(float(white.square().mean()) - 1) < 4 * math.sqrt(2 / white.numel())
+
+
+def test_churn_forgets_what_a_denoiser_did_wrong_before():
+    """A mean that is off by b while s > 2: the flow keeps b ∫ √c/(s √(s² + c)) ds of it, at c = 1 b asinh(1/2)."""
+    exact, count, b = ScaleMixtureDenoiser(torch.ones(1)), 40_000, 1.0
+
+    def wrong(x, s):
+        return exact(x, s) + (b if float(s) > 2.0 else 0.0)
+
+    flow, half, full = (
+        float(sample(wrong, (count, 1, 1), sigmas=noise_levels(400), generator=0, **options).mean())
+        for options in ({}, {"method": "sde"}, {"method": "sde", "churn": 1.0})
+    )
+
+    def left(churn):  # of y: (1 + η) ∫ (1/(s² + 1))^(η/2) b √(s² + 1)/s dθ
+        return b * (1 + churn) * scipy.integrate.quad(lambda s: (s * s + 1) ** (-(1 + churn) / 2) / s, 2.0, 80.0)[0]
+
+    error = 4 / math.sqrt(count) + 0.02  # chance, and the level that the denoiser's jump falls on
+    assert left(0.0) == pytest.approx(math.asinh(0.5) * b, abs=0.02)
+    for found, expected in ((flow, left(0.0)), (half, left(0.5)), (full, left(1.0))):
+        assert abs(found - expected) < error
+    assert full < half < flow
+
+
 def test_sparse_draws_are_sparse():
     """Exact zeros are beyond any sampler that ends at a finite noise: what is below it is counted as none."""
     drawn = sample(SpikeAndSlabDenoiser(0.2, 5.0), (500, 10, 10), generator=0)
