@@ -27,8 +27,8 @@ The reverse process may have fresh noise of any variance, η times that of the f
     y_t = r^(η/2) y_s + √(1 − r^η) ε + (1 + η) Σ_k F_k ∫ ℓ_k(log u) r_u^(η/2) dθ_u.
 
 A trained network's draws drift along the flow: where it errs, later steps see matrices unlike those it was trained on.
-For Dale's law, N = 50 and T = 100, the norm of draws was 1.7 ± 0.4 % too small by 24 steps of the flow (more of them did
-not help), 0.4 % by 32 steps with η = 0.5, 0.3 % by 48, and 0.1 % by 64 with η = 1.
+For Dale's law, N = 50 and T = 100, the norm of draws was 1.7 ± 0.4 % too small by 24 steps of the flow (more did not
+help), 0.4 % by 32 steps with η = 0.5, 0.3 % by 48, and 0.1 % by 64 with η = 1.
 
 After 64 evaluations the mean square of draws is off by less than 0.2 % (heun: 1–3 %), after 32 by less than 1 % (heun:
 6–13 %): for an unknown gain, for sparse weights, and for one of 200 rank-two matrices in a Gaussian background. There
