@@ -9,6 +9,7 @@ from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_l
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.guidance import ClassifierFreeGuidance
+from neurosde.models.guided_diffusion import GuidedDiffusion
 from neurosde.models.inference import Inference, InferenceConfig, infer
 from neurosde.models.model_files import pretrained_names
 from neurosde.models.posterior_file import open_posterior, save_posterior
@@ -23,6 +24,7 @@ __all__ = [
     "EmpiricalBayes",
     "Evidence",
     "GaussianPosterior",
+    "GuidedDiffusion",
     "Inference",
     "InferenceConfig",
     "MomentMatching",

@@ -50,7 +50,7 @@ from neurosde.models.edm import Denoiser, Evidence, noise_levels
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
-SWEEPS = 160
+SWEEPS = 16
 EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved
@@ -216,10 +216,10 @@ class Refinement:
         rho: noise ρ of each sweep, shape (sweep,).
         moved: root mean square change of an entry in each sweep, over its spread among draws, shape (sweep,).
         log_likelihood: mean over draws of tr(BWᵀ) − ½ tr(WΛWᵀ) after each sweep, shape (sweep,).
-        r_hat: of log-likelihood and norm over the exact sweeps, each draw a chain: near 1 where every chain went
-            everywhere. Chains that stay where they are have a large one, which says that their law is not proved, not
-            that it is wrong.
-        evaluations: of the denoiser, for each draw.
+        r_hat: of log-likelihood and norm over the exact sweeps, if there are such, each draw a chain: near 1 where
+            every chain went everywhere. Chains that stay where they are have a large one, which says that their law is
+            not proved, not that it is wrong.
+        evaluations: of the denoiser, for each draw; products with its derivative are not counted.
     """
 
     draws: Float[Tensor, "draw post pre"]
@@ -236,8 +236,8 @@ class SplitGibbs:
 
     Args:
         denoise: the prior's denoiser.
-        sweeps: in all; the last quarter, and at least 4, are exact. Draws of sparse weights need some hundred where
-            much is recorded.
+        sweeps: in all; the last quarter, and at least 4, are exact. Draws that are nearly right need few; sparse
+            weights from anywhere some hundred, where much is recorded.
         steps: noise levels of each sweep.
         rho: ρ of the first sweep, in the units of the denoiser, 1 being the spread of a weight: how far draws may go
             from where they begin.
@@ -275,25 +275,18 @@ class SplitGibbs:
             ValueError: draws that are not (draw, post, pre) of as many neurons as were recorded, or not finite.
             FloatingPointError: the denoiser returned NaN or infinite values.
         """
-        N = evidence.eigenvalues.shape[-1]
-        if draws.ndim != 3 or draws.shape[1:] != (N, N) or evidence.eigenvalues.shape[:-1] not in ((), draws.shape[:1]):
-            raise ValueError(
-                f"draws must be (draw, {N}, {N}), as one recording of {N} neurons says; got {tuple(draws.shape)}."
-            )
-        if len(draws) < 2 or not bool(draws.isfinite().all()):
-            raise ValueError("draws must be at least two, and finite; leave out those that are not.")
+        check_draws(draws, evidence)
         source = as_generator(generator, draws.device)
         W, exact = draws.double(), max(4, round(EXACT_SHARE * self.sweeps))
         rhos = self.schedule(float(evidence.eigenvalues.max()), exact)
-        moved, log_likelihood, traces = [], [], []
+        moved, likelihoods, traces = [], [], []
         for sweep, rho in enumerate(tqdm(rhos, unit="sweep", disable=None if progress else True)):
             z = observed(W, evidence, rho, source)
             last, W = W, given_noisy(self.denoise, z, rho, self.steps, source)
-            along = W if evidence.vectors is None else W @ evidence.vectors
-            each = (along * (evidence.cross - 0.5 * along * evidence.eigenvalues.unsqueeze(-2))).sum((-1, -2))
+            each = log_likelihood(W, evidence)
             spread = W.var(0).mean().sqrt().clamp(min=1e-300)
             moved.append((W - last).square().mean().sqrt() / spread)
-            log_likelihood.append(each.mean())
+            likelihoods.append(each.mean())
             if sweep >= len(rhos) - exact:
                 traces.append(torch.stack([each, W.flatten(1).norm(dim=1)]))
         kept = torch.stack(traces, -1)  # (quantity, draw, sweep)
@@ -301,7 +294,7 @@ class SplitGibbs:
             W,
             torch.tensor(rhos, dtype=torch.float64),
             torch.stack(moved).cpu(),
-            torch.stack(log_likelihood).cpu(),
+            torch.stack(likelihoods).cpu(),
             {name: r_hat(one) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
             self.sweeps * self.steps,
         )
@@ -312,6 +305,23 @@ class SplitGibbs:
         end = min(end, self.rho)
         falling = torch.linspace(math.log(self.rho), math.log(end), self.sweeps - exact, dtype=torch.float64).exp()
         return [*falling.tolist(), *[end] * exact]
+
+
+def check_draws(draws: Tensor, evidence: Evidence) -> None:
+    """Raise ValueError unless draws are (draw, post, pre) of as many neurons as were recorded, two or more, finite."""
+    N = evidence.eigenvalues.shape[-1]
+    if draws.ndim != 3 or draws.shape[1:] != (N, N) or evidence.eigenvalues.shape[:-1] not in ((), draws.shape[:1]):
+        raise ValueError(
+            f"draws must be (draw, {N}, {N}), as one recording of {N} neurons says; got {tuple(draws.shape)}."
+        )
+    if len(draws) < 2 or not bool(draws.isfinite().all()):
+        raise ValueError("draws must be at least two, and finite; leave out those that are not.")
+
+
+def log_likelihood(W: Tensor, evidence: Evidence) -> Tensor:
+    """tr(BWᵀ) − ½ tr(WΛWᵀ) of weights in the units of the evidence, shape (...)."""
+    along = W if evidence.vectors is None else W @ evidence.vectors
+    return (along * (evidence.cross - 0.5 * along * evidence.eigenvalues.unsqueeze(-2))).sum((-1, -2))
 
 
 def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:

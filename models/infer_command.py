@@ -6,7 +6,7 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from neurosde.models.inference import InferenceConfig, infer
+from neurosde.models.inference import Inference, InferenceConfig, infer
 from neurosde.models.posterior_file import check_name, save_posterior
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import make_folder
@@ -25,11 +25,16 @@ def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
     make_folder(check_name(options.out))  # before the work, not after it
     result = infer(options.recording, from_options(InferenceConfig, options), progress=True)
+    report(result, save_posterior(result, options.out))
+    return 0
+
+
+def report(result: Inference, path: Path) -> None:
+    """Say what an inference rests on, and where it is."""
     trials, samples, N = result.recording.activity.shape
     print(f"{result.recording.source}: {N} neurons, {trials} trials of {samples} times")
     for note in result.notes:
         print(f"  {note}")
-    path = save_posterior(result, options.out)
     learnt = "" if math.isnan(result.contraction) else f", contraction {result.contraction:.3f}"
-    print(f"Posterior ({result.config.method}, {len(result.draws)} draws{learnt}): {path}")
-    return 0
+    refined = "" if result.config.refine is None else f" refined by {result.config.refine}"
+    print(f"Posterior ({result.config.method}{refined}, {len(result.draws)} draws{learnt}): {path}")

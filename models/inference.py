@@ -5,11 +5,15 @@ ridge           the same with the prior variance chosen by generalised cross-val
 least-squares   a flat prior: needs more transitions than neurons, and shows what the prior is for
 cfg             a diffusion model trained on recordings of many networks (`neurosde.models.diffusion_cfg`); the exact
                 posterior for a Gaussian prior, gain and noise by empirical Bayes, stands beside it
+
+Draws of any method can be refined: moved to the posterior of a trained prior and the likelihood itself
+(`neurosde.models.dps`).
 """
 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +26,7 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.dps import SWEEPS, Refinement
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
     least_squares,
@@ -30,7 +35,7 @@ from neurosde.models.empirical_bayes import (
 )
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.recorded import recording_statistics, recording_time_constants, recording_transitions
-from neurosde.models.weight_posterior import STEPS
+from neurosde.models.weight_posterior import STEPS, Refiner
 from neurosde.rate_sde import Drive
 from neurosde.residuals import ResidualCheck, residual_checks
 from neurosde.solve import simulate_rate_network
@@ -56,13 +61,22 @@ class InferenceConfig:
     gain: float | None = field(default=None, metadata={"help": "prior: weights have variance gain^2/N (estimated)"})
     method: Method = field(default="exact", metadata={"help": "how to infer"})
     checkpoint: str | None = field(
-        default=None, metadata={"help": "cfg: a trained posterior, its file or name (default base)"}
+        default=None, metadata={"help": "cfg, refine: a trained posterior, its file or name (default base)"}
     )
-    family: str | None = field(default=None, metadata={"help": "cfg: the ensemble, where it is known (default: open)"})
+    family: str | None = field(
+        default=None, metadata={"help": "cfg, refine: the ensemble, where it is known (default: open)"}
+    )
     guidance: float | None = field(
         default=None, metadata={"help": "cfg: weight of the guidance; 1, the default, is calibrated, others are not"}
     )
     steps: int | None = field(default=None, metadata={"help": "cfg: noise levels of the sampler (default 32)"})
+    refine: Refiner | None = field(
+        default=None, metadata={"help": "refine the draws through the likelihood itself: gibbs is exact in the limit"}
+    )
+    sweeps: int | None = field(default=None, metadata={"help": f"refine, gibbs: sweeps (default {SWEEPS})"})
+    rho: float | None = field(
+        default=None, metadata={"help": "refine: how far draws may go, in units of a weight's spread"}
+    )
     estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
     drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
     draws: int = field(default=256, metadata={"help": "posterior draws"})
@@ -88,9 +102,22 @@ class InferenceConfig:
             raise ValueError(f"method must be one of {get_args(Method)}; got {self.method!r}.")
         if self.method not in ("exact", "cfg") and self.gain is not None:
             raise ValueError(f"method {self.method!r} has no prior gain; leave it out, or use method 'exact'.")
-        for name in ("checkpoint", "family", "guidance", "steps"):
+        for name in ("guidance", "steps"):
             if self.method != "cfg" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for method 'cfg'; got it with {self.method!r}.")
+        for name in ("checkpoint", "family"):
+            if not self.trained and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for method 'cfg', or refined draws; got it with {self.method!r}.")
+        if self.refine not in (None, *get_args(Refiner)):
+            raise ValueError(f"refine must be one of {get_args(Refiner)}; got {self.refine!r}.")
+        if self.rho is not None:
+            check_positive(self.rho, "rho")
+            if self.refine is None:
+                raise ValueError(f"rho is of a refinement; got {self.rho} without --refine.")
+        if self.sweeps is not None:
+            check_count(self.sweeps, "sweeps", 8)
+            if self.refine != "gibbs":
+                raise ValueError(f"sweeps are of refine = 'gibbs'; got {self.sweeps} with {self.refine!r}.")
         if self.guidance is not None:
             check_positive(self.guidance, "guidance", zero_ok=True)
         if self.steps is not None:
@@ -100,6 +127,11 @@ class InferenceConfig:
         if self.predictive_draws > self.draws:
             raise ValueError(f"predictive_draws must be at most draws, {self.draws}; got {self.predictive_draws}.")
         check_count(self.seed, "seed", 0)
+
+    @property
+    def trained(self) -> bool:
+        """Whether draws are of a trained prior's posterior, and not of a Gaussian one's."""
+        return self.method == "cfg" or self.refine is not None
 
 
 @dataclass(frozen=True)
@@ -113,13 +145,17 @@ class Inference:
         posterior: the exact posterior for a Gaussian prior, given noise and prior variance.
         point_estimate: the method's estimate of W (post, pre).
         draws: posterior draws (draw, post, pre).
-        log_density: log posterior density of each draw; of method cfg the log-likelihood of the recording, for the most
-            probable time constant.
+        log_density: log posterior density of each draw; of a trained prior's the log-likelihood of the recording, for
+            the most probable time constant.
         input: constant input used (neuron,): known, or the posterior mean of an estimated one.
         input_sd: posterior standard deviation of each neuron's input; 0 where it is known.
         predicted: activity simulated from the first draws (draw, trial, time, neuron).
         notes: what was estimated or left out, in sentences.
         checks: whether the residuals look as the model says, see `neurosde.residuals`.
+        seconds: that drawing took; NaN where the draws were there already.
+        unrefined: the draws before they were refined, if they were.
+        refinement: how they were.
+        refine_seconds: that it took.
     """
 
     recording: Recording
@@ -134,17 +170,25 @@ class Inference:
     predicted: np.ndarray
     notes: tuple[str, ...]
     checks: tuple[ResidualCheck, ...]
+    seconds: float
+    unrefined: Tensor | None = None
+    refinement: Refinement | None = None
+    refine_seconds: float = math.nan
 
     @property
     def contraction(self) -> float:
-        """1 − posterior variance / prior variance: 0 has learnt nothing, 1 everything; of method cfg from the draws."""
-        if self.config.method != "cfg":
+        """1 − posterior variance / prior variance: 0 has learnt nothing, 1 all; of a trained prior's from the draws."""
+        if not self.config.trained:
             return self.posterior.contraction
         return 1 - float(self.draws.var(0).mean()) / self.posterior.prior_variance
 
 
 def infer(
-    recording: Recording | str | Path, config: InferenceConfig | None = None, *, progress: bool = False
+    recording: Recording | str | Path,
+    config: InferenceConfig | None = None,
+    *,
+    draws: Tensor | None = None,
+    progress: bool = False,
 ) -> Inference:
     """Infer the weights behind a recording.
 
@@ -153,13 +197,17 @@ def infer(
     Args:
         recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
         config: what is known and how to infer.
+        draws: draws of W to refine, (draw, post, pre), in place of new ones.
         progress: show a progress bar, on a terminal, where it takes long.
 
     Raises:
         FileNotFoundError: no such file, or no such trained posterior.
-        ValueError: the recording cannot be used, or does not determine W without a prior.
+        ValueError: the recording cannot be used, or does not determine W without a prior; draws that do not fit.
+        FloatingPointError: a guidance diverges.
     """
     config = config or InferenceConfig()
+    if draws is not None and config.refine is None:
+        raise ValueError("draws are given to be refined: set refine.")
     if not isinstance(recording, Recording):
         recording = read_recording(
             recording, network=config.network, variable=config.variable, cut_trials=config.cut_trials
@@ -174,12 +222,28 @@ def infer(
         )
     posterior, point_estimate = _posterior(statistics, config, notes)
     generator = torch.Generator().manual_seed(config.seed)
-    if config.method == "cfg":
-        point_estimate, draws, checked = _by_diffusion(statistics, of_any_tau, config, notes, generator, progress)
-        log_density = statistics.log_likelihood(draws, posterior.noise_std)
+    began, fresh, refined = time.perf_counter(), draws is None, None
+    model = _trained_model(statistics.num_neurons, config, notes) if config.trained else None
+    if draws is not None:
+        draws = checked = draws.double()
+    elif config.method == "cfg":
+        assert model is not None
+        point_estimate, draws, checked = _by_diffusion(
+            model, statistics, of_any_tau, config, notes, generator, progress
+        )
     else:
         draws = checked = posterior.sample((config.draws,), generator)
+    unrefined, drawn = draws, time.perf_counter()
+    if config.refine is not None:
+        assert model is not None
+        refined = _refined(model, of_any_tau or statistics, draws, config, notes, generator, progress)
+        draws, point_estimate = refined.draws, refined.draws.mean(0)
+        checked = checked if of_any_tau else draws
+    if config.trained:
+        log_density = statistics.log_likelihood(draws, posterior.noise_std)
+    else:
         log_density = posterior.log_prob(draws)
+    refine_seconds = time.perf_counter() - drawn
     checks = _checks(recording, statistics, posterior, checked, config)
     failed = [f"{check.meaning} ({check.score:+.0f} standard deviations)" for check in checks if check.failed]
     if failed:
@@ -206,6 +270,8 @@ def infer(
         predicted,
         tuple(notes),
         checks,
+        drawn - began if fresh else math.nan,
+        *(() if refined is None else (unrefined, refined, refine_seconds)),
     )
 
 
@@ -272,7 +338,42 @@ def _posterior(
     return posterior, posterior.mean
 
 
+def _trained_model(N: int, config: InferenceConfig, notes: list[str]) -> CFGPosterior:
+    """The trained posterior, or prior, that is asked for."""
+    model = CFGPosterior.from_pretrained(config.checkpoint or "base")
+    low, high = min(model.config.sizes), max(model.config.sizes)
+    if not low <= N <= high:
+        notes.append(f"the trained posterior has seen {low} to {high} neurons, and is untested at {N}.")
+    return model
+
+
+def _refined(
+    model: CFGPosterior,
+    statistics: TransitionStatistics | TimeConstantStatistics,
+    draws: Tensor,
+    config: InferenceConfig,
+    notes: list[str],
+    generator: torch.Generator,
+    progress: bool,
+) -> Refinement:
+    """Draws moved to the posterior of the network's prior, with a note of how that went."""
+    assert config.refine is not None
+    given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
+    found = given.refine(
+        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, generator=generator, progress=progress
+    )
+    change = float((found.draws - draws).square().mean().sqrt() / found.draws.var(0).mean().sqrt())
+    told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
+    if config.refine == "gibbs":
+        of = " and ".join(f"{value:.3f} of the {name.replace('_', '-')}" for name, value in found.r_hat.items())
+        notes.append(f"{told}, in the last sweep by {float(found.moved[-1]):.2f}; R-hat is {of}.")
+    else:
+        notes.append(f"{told}; this guidance approximates, so that intervals are not calibrated (gibbs is exact).")
+    return found
+
+
 def _by_diffusion(
+    model: CFGPosterior,
     statistics: TransitionStatistics,
     of_any_tau: TimeConstantStatistics | None,
     config: InferenceConfig,
@@ -281,12 +382,8 @@ def _by_diffusion(
     progress: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and draws of the trained posterior, and draws given the time constant of the statistics."""
-    model = CFGPosterior.from_pretrained(config.checkpoint or "base")
     known: dict[str, Any] = {"noise_std": config.noise_std, "gain": config.gain, "family": config.family}
     given = model.condition(statistics, **known)
-    N, (low, high) = statistics.num_neurons, (min(model.config.sizes), max(model.config.sizes))
-    if not low <= N <= high:
-        notes.append(f"the trained posterior has seen {low} to {high} neurons, and is untested at {N}.")
     guidance = 1.0 if config.guidance is None else config.guidance
     if guidance not in (0.0, 1.0):
         notes.append(f"guidance = {guidance:g} draws from no posterior: spreads and intervals are not calibrated.")
@@ -309,7 +406,8 @@ def _checks(
     config: InferenceConfig,
 ) -> tuple[ResidualCheck, ...]:
     """Check the residuals of some draws, where they are of a posterior and there is noise to be checked."""
-    of_no_posterior = config.method == "least-squares" or config.guidance not in (None, 1.0)
+    approximate = config.refine not in (None, "gibbs") or config.guidance not in (None, 1.0)
+    of_no_posterior = approximate or (config.method == "least-squares" and config.refine is None)
     if of_no_posterior or posterior.noise_std <= 1.01 * statistics.noise_floor:
         return ()
     some = draws[:CHECKED_DRAWS]

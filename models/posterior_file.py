@@ -1,12 +1,14 @@
 """Posteriors on disk: a netCDF file of groups that opens in xarray as a DataTree and that ArviZ reads.
 
 /posterior/weights(chain, draw, post, pre)                        draws
-/sample_stats/lp(chain, draw)                                     their log posterior density; of method cfg
+/sample_stats/lp(chain, draw)                                     their log posterior density; of a trained prior's
                                                                   log_likelihood, the recording's given them
 /closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
 /constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
+/unrefined/weights(chain, draw, post, pre)                        draws before they were refined, if they were
+/refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, and what it cost
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from neurosde.datasets.recordings import Recording
+from neurosde.models.dps import Refinement
 from neurosde.models.inference import Inference
 from neurosde.provenance import global_attributes, whole_file
 
@@ -63,7 +67,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         known = np.broadcast_to(recording.input, recording.activity.shape)
         constants["input_over_time"] = (dims, known, _label("known external input"))
     density, of_density = "lp", "log posterior density of the draw"
-    if r.config.method == "cfg":
+    if r.config.trained:
         density, of_density = "log_likelihood", "log probability of the recording given the draw"
     groups = {
         "posterior": xr.Dataset(
@@ -96,9 +100,17 @@ def posterior_tree(result: Inference) -> xr.DataTree:
             constants, coords=axes if "input_over_time" in constants else {"neuron": axes["neuron"]}
         ),
     }
+    if r.refinement is not None and r.unrefined is not None:
+        drawn = r.unrefined.numpy()[None]
+        groups["unrefined"] = xr.Dataset(
+            {"weights": (("chain", "draw", *pair), drawn, _label("recurrent weight, before it was refined"))},
+            coords=chain | neurons,
+        )
+        groups["refinement"] = _refinement(r.refinement, r.seconds, r.refine_seconds)
     attributes = global_attributes(
         f"Posterior over the recurrent weights of {Path(recording.source).name}",
-        f"p(W | activity) of {N} neurons by method {r.config.method!r}, {len(r.draws)} draws. "
+        f"p(W | activity) of {N} neurons by method {r.config.method!r}"
+        f"{'' if r.config.refine is None else f', refined by {r.config.refine!r}'}, {len(r.draws)} draws. "
         "weights[post, pre] is the weight from pre to post.",
         asdict(r.config),
         r.config.seed,
@@ -106,6 +118,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
     attributes |= {
         "recording": recording.source,
         "method": r.config.method,
+        "refined_by": r.config.refine or "",
         "drive": recording.drive,
         "estimate_input": int(r.config.estimate_input),
         "notes": " ".join(r.notes),
@@ -167,6 +180,49 @@ def open_posterior(path: str | Path) -> xr.DataTree:
     if missing:
         raise ValueError(f"{path} is not a posterior of neurosde infer; it has no {', '.join(missing)}.")
     return loaded
+
+
+def recording_of(tree: xr.DataTree) -> Recording:
+    """Return the recording that a posterior file holds, with dt, tau and drive as they were settled."""
+    observed, constants, network = tree["observed_data"], tree["constant_data"], tree.attrs.get("network")
+    known = constants["input_over_time"] if "input_over_time" in constants else constants["input"]
+    return Recording(
+        observed["activity"].to_numpy(),
+        str(tree.attrs["recording"]),
+        dt=float(constants["dt"]),
+        tau=float(constants["tau"]),
+        voltage=observed["voltage"].to_numpy() if "voltage" in observed else None,
+        input=None if tree.attrs["estimate_input"] else known.to_numpy(),
+        drive=tree.attrs["drive"],
+        network=None if network is None else int(network),
+    )
+
+
+def config_of(tree: xr.DataTree) -> dict[str, Any]:
+    """Return the settings of a posterior file, as `InferenceConfig` takes them."""
+    stored = json.loads(tree.attrs["config"])
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+
+
+def _refinement(found: Refinement, seconds: float, refine_seconds: float) -> xr.Dataset:
+    """How draws were refined, sweep by sweep, and what it cost."""
+    sweep = _index(len(found.rho), "sweep", "sweep")
+    of_sweeps = {
+        "rho": "how far a sweep may move a draw, in units of the spread of a weight",
+        "moved": "root mean square change of a weight in a sweep, over its spread among draws",
+        "log_likelihood": "log-likelihood after a sweep, mean over draws, less a constant",
+    }
+    variables: dict[str, Any] = {
+        name: ("sweep", getattr(found, name).numpy(), _label(what)) for name, what in of_sweeps.items()
+    }
+    variables |= {
+        f"r_hat_{name}": ((), value, _label(f"R-hat of the {name} over the exact sweeps"))
+        for name, value in found.r_hat.items()
+    }
+    variables["evaluations"] = ((), found.evaluations, _label("evaluations of the prior's denoiser for each draw"))
+    variables["draw_seconds"] = ((), seconds, _label("time that drawing took; NaN where draws were there", "s"))
+    variables["refine_seconds"] = ((), refine_seconds, _label("time that refining took", "s"))
+    return xr.Dataset(variables, {"sweep": sweep})
 
 
 def _index(size: int, name: str, what: str) -> xr.Variable:

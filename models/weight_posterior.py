@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_prior import with_exact_zeros
-from neurosde.models.dps import STEPS as SWEEP_STEPS
-from neurosde.models.dps import SWEEPS, Refinement, SplitGibbs
+from neurosde.models.dps import Refinement, SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
@@ -30,6 +29,7 @@ from neurosde.models.empirical_bayes import (
     sample_time_constants,
 )
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
+from neurosde.models.guided_diffusion import GuidedDiffusion
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from neurosde.models.diffusion_cfg import CFGPosterior
 
 Statistics = TransitionStatistics | TimeConstantStatistics
+Refiner = Literal["gibbs", "mmps", "pigdm", "dps"]
 STEPS = 32
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
@@ -152,21 +153,24 @@ class WeightPosterior:
         self,
         draws: Float[Tensor, "draw post pre"],
         *,
-        sweeps: int = SWEEPS,
-        steps: int = SWEEP_STEPS,
-        rho: float = 1.0,
+        method: Refiner = "gibbs",
+        sweeps: int | None = None,
+        steps: int | None = None,
+        rho: float | None = None,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Refinement:
-        """Move draws to the posterior of the network's prior and the likelihood itself, see `SplitGibbs`.
+        """Move draws to the posterior of the network's prior and the likelihood itself.
 
         The network is asked for the prior only, not for what it has learnt of recordings. Where σ or τ is not known,
         each draw has its own from its posterior, as in `sample`.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network.
-            sweeps: see `SplitGibbs`.
-            steps: noise levels of each sweep.
+            method: "gibbs" (`SplitGibbs`, exact in the limit), or a guidance, which is an approximation: "mmps",
+                "pigdm", "dps" (`GuidedDiffusion`).
+            sweeps: of method gibbs, see `SplitGibbs`.
+            steps: noise levels, of method gibbs those of each sweep.
             rho: how far draws may go from where they begin, in units of the spread of a weight.
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
@@ -176,17 +180,23 @@ class WeightPosterior:
 
         Raises:
             ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
+            FloatingPointError: the guidance diverges.
         """
         if self._several:
             raise ValueError("draws are refined for one recording at a time; condition on each alone.")
         N = self.num_neurons
         if draws.ndim != 3 or draws.shape[1:] != (N, N):
             raise ValueError(f"draws must be (draw, {N}, {N}); got {tuple(draws.shape)}.")
+        given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
+        options = {name: value for name, value in given.items() if value is not None}
+        if method != "gibbs" and sweeps is not None:
+            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}.")
         source = as_generator(generator, self.model.device)
         _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
         unit = gain[:, 0, None, None] / math.sqrt(N)
-        gibbs = SplitGibbs(self._prior(gain[:, 0]), sweeps, steps, rho)
-        found = gibbs.refine(draws / unit, evidence[:, 0], source, progress)
+        prior = self._prior(gain[:, 0])
+        refiner = SplitGibbs(prior, **options) if method == "gibbs" else GuidedDiffusion(prior, method, **options)
+        found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
         J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
         return replace(found, draws=J * unit)
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "observe": ("neurosde.datasets.observe_command", "make the cube that an experiment would have seen of a cube"),
     "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
+    "refine": ("neurosde.models.refine_command", "move a posterior's draws by the likelihood and a trained prior"),
     "train prior": ("neurosde.models.train_command", "train a diffusion prior over weights"),
     "train cfg": ("neurosde.models.train_cfg_command", "train a diffusion posterior over weights, given recordings"),
     "sample prior": ("neurosde.models.sample_command", "draw weights from a diffusion prior"),

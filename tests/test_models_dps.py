@@ -162,7 +162,7 @@ def test_sparse_weights_come_to_their_exact_posterior():
     evidence = evidence_of(N, low=1.0, high=60.0, J=J)
     of_W = Evidence(evidence.eigenvalues[None], evidence.vectors[None], evidence.cross[None]).scaled(1 / scale)
     exact = exact_posterior(Sparse(1.0, density=0.3), of_W, 2000, thin=20).weights[:, 0] / scale
-    found = SplitGibbs(SPARSE).refine(normal(2000, N, N, seed=8), evidence, 0).draws
+    found = SplitGibbs(SPARSE, sweeps=160).refine(normal(2000, N, N, seed=8), evidence, 0).draws
     found = torch.where(found.abs() < 8e-3, 0.0, found)
     there, want = (found != 0).double().mean(0), (exact != 0).double().mean(0)
     # Of the slab 0.4 % lies below 8e-3, and the levels of a sweep decide wrongly in less than as many cases.

@@ -14,7 +14,6 @@ import xarray as xr
 
 from neurosde.datasets.connectome import load_connectome
 from neurosde.datasets.files import open_netcdf
-from neurosde.datasets.recordings import Recording
 from neurosde.evaluation.baselines import baseline_table
 from neurosde.evaluation.calibration import (
     LEVELS,
@@ -26,7 +25,7 @@ from neurosde.evaluation.calibration import (
 from neurosde.evaluation.predictive import predictive_check
 from neurosde.evaluation.recovery import recovery
 from neurosde.evaluation.report import write_report
-from neurosde.models.posterior_file import open_posterior
+from neurosde.models.posterior_file import open_posterior, recording_of
 from neurosde.models.recorded import recording_statistics
 from neurosde.options import OptionParser
 from neurosde.provenance import global_attributes, whole_file
@@ -74,7 +73,7 @@ def evaluate_posterior(
     prior_variance = float(constants["prior_variance"])
     mean, factor = closed["mean"].to_numpy(), closed["factor"].to_numpy()
     # A trained posterior has another prior: the exact Gaussian posterior beside it is a baseline, not its target.
-    gaussian = tree.attrs["method"] != "cfg"
+    gaussian = tree.attrs["method"] != "cfg" and not tree.attrs["refined_by"]
     calibration = {"contraction": contraction(draws, prior_variance) if math.isfinite(prior_variance) else math.nan}
     if gaussian:
         calibration |= distance_to_exact(draws, mean, factor)
@@ -94,7 +93,7 @@ def evaluate_posterior(
     }
     if gaussian:
         calibration |= truth_under_posterior(W, mean, factor)
-    statistics = recording_statistics(_recording(tree), estimate_input=bool(tree.attrs["estimate_input"]))
+    statistics = recording_statistics(recording_of(tree), estimate_input=bool(tree.attrs["estimate_input"]))
     own = pd.DataFrame(
         [recovery(draws.mean(0), W), recovery(closed["point_estimate"].to_numpy(), W)],
         index=["mean of the draws", f"point estimate ({tree.attrs['method']})"],
@@ -177,17 +176,3 @@ def _read_truth(path: str | Path, network: int | None) -> np.ndarray:
                     raise ValueError(f"network must lie between 0 and {count - 1} in {path}; got {network}.")
                 return dataset["weights"].isel(network=network or 0).to_numpy().astype(np.float64)
     return load_connectome(path, dtype=torch.float64).numpy()
-
-
-def _recording(tree: xr.DataTree) -> Recording:
-    observed, constants = tree["observed_data"], tree["constant_data"]
-    known = constants["input_over_time"] if "input_over_time" in constants else constants["input"]
-    return Recording(
-        observed["activity"].to_numpy(),
-        str(tree.attrs["recording"]),
-        dt=float(constants["dt"]),
-        tau=float(constants["tau"]),
-        voltage=observed["voltage"].to_numpy() if "voltage" in observed else None,
-        input=None if tree.attrs["estimate_input"] else known.to_numpy(),
-        drive=tree.attrs["drive"],
-    )

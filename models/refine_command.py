@@ -1,0 +1,63 @@
+"""`neurosde refine`: the draws of a posterior, moved by the likelihood and a trained prior."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from neurosde.datasets.recordings import read_recording
+from neurosde.models.infer_command import report
+from neurosde.models.inference import InferenceConfig, infer
+from neurosde.models.posterior_file import check_name, config_of, open_posterior, recording_of, save_posterior
+from neurosde.models.weight_posterior import Refiner
+from neurosde.options import OptionParser
+from neurosde.provenance import make_folder
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Add the options of `neurosde refine`."""
+    parser.add_argument("posterior", type=Path, help="file of neurosde infer")
+    parser.add_argument("--recording", type=Path, help="another recording of the network (default: the file's own)")
+    parser.add_argument(
+        "--method",
+        choices=get_args(Refiner),
+        default="gibbs",
+        help="gibbs is exact in the limit (default), others are guidances",
+    )
+    parser.add_argument("--checkpoint", help="trained posterior whose prior is taken (default: the file's, else base)")
+    parser.add_argument("--family", help="the ensemble, where it is known (default: the file's)")
+    parser.add_argument("--sweeps", type=int, help="of gibbs")
+    parser.add_argument("--rho", type=float, help="how far draws may go, in units of a weight's spread")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("refined.nc"), help="posterior (default refined.nc)")
+
+
+def run(options: Namespace) -> int:
+    """Refine, say how it went, and write the posterior, with the draws as they were beside it."""
+    make_folder(check_name(options.out))
+    tree = open_posterior(options.posterior)
+    draws = torch.from_numpy(tree["posterior"]["weights"].isel(chain=0).to_numpy())
+    settings = config_of(tree)
+    recording = recording_of(tree)
+    if options.recording is not None:
+        of_cube = options.recording.suffix == ".nc"
+        recording = read_recording(
+            options.recording, network=settings["network"] if of_cube else None, variable=settings["variable"]
+        )
+    elif settings["tau_range"] is not None:
+        recording = replace(recording, tau=None)  # the file has an estimate
+    if recording.activity.shape[-1] != draws.shape[-1]:
+        raise ValueError(
+            f"{options.recording} must be of {draws.shape[-1]} neurons, as the posterior is; got "
+            f"{recording.activity.shape[-1]}."
+        )
+    given = {name: getattr(options, name) for name in ("checkpoint", "family", "sweeps", "rho")}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings |= {"refine": options.method, "seed": options.seed}
+    result = infer(recording, InferenceConfig(**settings), draws=draws, progress=True)
+    report(result, save_posterior(result, options.out))
+    return 0

@@ -1,0 +1,176 @@
+"""Refining draws: guidance from where draws stand, `neurosde refine`, and what a posterior file keeps of it."""
+
+import math
+
+import arviz_base
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import xarray as xr
+
+from neurosde.cli import main
+from neurosde.datasets import generate_activity_trials, sample_weight_matrix
+from neurosde.datasets.recordings import Recording
+from neurosde.models import (
+    CFGPosterior,
+    Evidence,
+    GuidedDiffusion,
+    InferenceConfig,
+    ScaleMixtureDenoiser,
+    fold,
+    infer,
+    open_posterior,
+    save_posterior,
+)
+
+D = torch.float64
+GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
+SIGMA, DT = 0.3, 0.1
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
+
+
+def evidence_of(N, high):
+    U = torch.linalg.qr(normal(N, N))[0]
+    eigenvalues = torch.logspace(-0.5, math.log10(high), N, dtype=D)
+    return Evidence(
+        eigenvalues, U, (normal(N, N, seed=1) @ U) * eigenvalues + normal(N, N, seed=2) * eigenvalues.sqrt()
+    )
+
+
+def whitened(draws, evidence):
+    exact = fold(torch.zeros_like(draws), math.inf, evidence)
+    return exact.whitened(draws - exact.posterior_mean)
+
+
+def recording(N=12, ensemble="dale", T=150, g=1.5, trials=2):
+    W = sample_weight_matrix(N, g=g, ensemble=ensemble, generator=0)
+    x = generate_activity_trials(W, trials, T, DT, noise_std=SIGMA, generator=1)
+    return W, Recording(x.numpy(), "here", dt=DT)
+
+
+@pytest.mark.parametrize("guidance", ["mmps", "pigdm"])
+@pytest.mark.parametrize("high", [10.0, 1e4])
+def test_of_a_gaussian_prior_guided_draws_are_exact_from_anywhere(guidance, high):
+    N, count = 4, 3000
+    evidence = evidence_of(N, high)
+    far = GuidedDiffusion(GAUSSIAN, guidance, steps=8, rho=80.0).refine(5 + normal(count, N, N, seed=3), evidence, 0)
+    near = GuidedDiffusion(GAUSSIAN, guidance, steps=8, rho=1.0).refine(far.draws, evidence, 1)
+    for found in (far, near):
+        white = whitened(found.draws, evidence)
+        for entry in white.flatten(1).mT:  # a start that is off by 5 leaves 5/80 of a spread where nothing is recorded
+            assert scipy.stats.kstest(entry, "norm").statistic < 0.0625 * 0.4 + 1.95 / math.sqrt(count)
+        assert abs(float(white.square().mean()) - 1) < 4 * math.sqrt(2 / white.numel()) + 0.0625**2
+    assert far.evaluations == 8 and far.r_hat == {} and float(far.rho) == 80.0
+    assert float(near.moved) == pytest.approx(
+        float((near.draws - far.draws).square().mean().sqrt() / near.draws.var(0).mean().sqrt())
+    )
+
+
+def test_draws_are_kept_as_far_as_rho_leaves_them():
+    """Without a recording, of a Gaussian prior: W' = (W + ρ ε)/√(1 + ρ²), whatever the steps."""
+    W = 3 + normal(4000, 2, 2, seed=4)
+    found = GuidedDiffusion(GAUSSIAN, "mmps", steps=8, rho=0.5).refine(W, Evidence.none(2), 0).draws
+    assert abs(float(found.mean()) - 3 / math.sqrt(1.25)) < 4 / math.sqrt(found.numel())
+
+
+def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
+    W, here = recording()
+    plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2))
+    config = InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2, refine="gibbs", family="dale")
+    refined = infer(here, config)
+
+    def error(estimate):
+        return float((estimate - W).norm() / W.norm())
+
+    trained = CFGPosterior.from_pretrained("base").condition(here, noise_std=SIGMA, family="dale")
+    # 48 draws: their mean has 1/√48 of the spread for an error, beside that of the posterior's own mean.
+    assert (
+        error(refined.draws.mean(0)) < error(trained.mean) * math.sqrt(1 + 1 / 48) * 1.15 < error(plain.draws.mean(0))
+    )
+    torch.testing.assert_close(refined.unrefined, plain.draws)
+    assert any("refined by gibbs" in note and "R-hat" in note for note in refined.notes)
+    tree = open_posterior(save_posterior(refined, tmp_path / "refined.nc"))
+    assert tree["refinement"].sizes["sweep"] == len(refined.refinement.rho) and float(
+        tree["refinement"]["refine_seconds"]
+    )
+    assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 48, 12, 12)
+    assert "log_likelihood" in tree["sample_stats"] and tree.attrs["refined_by"] == "gibbs"
+    assert len(arviz_base.convert_to_datatree(tree).children)
+
+
+def test_the_command(tmp_path, capsys):
+    cube, out, refined = tmp_path / "data" / "cube.nc", tmp_path / "posterior.nc", tmp_path / "refined.nc"
+    build = ["build-dataset", "--out-dir", str(cube.parent), "--num-networks", "2", "--N", "8", "--num-trials", "3"]
+    assert main([*build, "--T", "120", "--ensemble", "sparse", "--noise-std", "0.3", "--seed", "1"]) == 0
+    infer_it = ["infer", str(cube), "--network", "1", "--draws", "16", "--predictive-draws", "2", "--tau", "1"]
+    assert main([*infer_it, "--out", str(out)]) == 0
+    assert main(["refine", str(out), "--sweeps", "8", "--family", "sparse", "--out", str(refined)]) == 0
+    said = capsys.readouterr().out
+    assert "draws were refined by gibbs, 128 evaluations each" in said
+    assert "Posterior (exact refined by gibbs, 16 draws" in said
+    with xr.open_datatree(out) as before, xr.open_datatree(refined) as after:
+        assert (after["unrefined"]["weights"] == before["posterior"]["weights"]).all()
+        assert math.isnan(float(after["refinement"]["draw_seconds"]))
+        weights = after["posterior"]["weights"].to_numpy()
+    assert (weights == 0).mean() > 0.3  # of sparse weights
+    assert main(["evaluate", str(refined), "--truth", str(cube), "--out-dir", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    assert "coverage_90" in said and "truth_chi2" not in said
+    again = ["refine", str(refined), "--recording", str(cube), "--method", "mmps", "--rho", "0.5"]
+    assert main([*again, "--out", str(tmp_path / "again.nc")]) == 0
+    assert "this guidance approximates" in capsys.readouterr().out
+    assert main(["refine", str(out), "--method", "dps", "--sweeps", "8", "--out", str(refined)]) == 2
+    assert "sweeps are of refine = 'gibbs'; got 8 with 'dps'" in capsys.readouterr().err
+    assert main(["refine", str(cube)]) == 2
+    assert "not a posterior of neurosde infer" in capsys.readouterr().err
+    of_any_tau = ["infer", str(tmp_path / "rec.npy"), "--dt", "0.1", "--tau-range", "0.5", "2", "--method", "cfg"]
+    _, here = recording(6)
+    np.save(tmp_path / "rec.npy", here.activity)
+    assert main([*of_any_tau, "--draws", "8", "--predictive-draws", "2", "--steps", "4", "--out", str(out)]) == 0
+    assert main(["refine", str(out), "--sweeps", "8", "--out", str(refined)]) == 0
+    assert "tau = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["gibbs", "mmps", "pigdm", "dps"])
+def test_chaos_gives_numbers_or_says_that_it_does_not(method):
+    """g = 2.5, T = 1000: directions are known to very different degrees."""
+    W, here = recording(8, "gaussian", T=1000, g=2.5, trials=1)
+    given = CFGPosterior.from_pretrained("base").condition(here, noise_std=SIGMA, gain=2.5)
+    start = given.sample((8,), generator=0)
+    options = {"sweeps": 16} if method == "gibbs" else {"steps": 32}
+    try:
+        found = given.refine(start, method=method, generator=0, **options)
+    except FloatingPointError as error:
+        assert method != "gibbs" and "diverges at noise level" in str(error)
+        return
+    assert found.draws.isfinite().all()
+    error = (found.draws.mean(0) - W).norm() / (start.mean(0) - W).norm()
+    assert float(error) < 3  # it says so where it is worse than that
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: GuidedDiffusion(GAUSSIAN, "vae"), "guidance must be one of"),
+        (lambda: GuidedDiffusion(GAUSSIAN, rho=0.001), "rho must exceed the smallest noise level, 0.002"),
+        (lambda: GuidedDiffusion(GAUSSIAN).refine(normal(2, 3, 3), Evidence.none(2)), r"draws must be \(draw, 2, 2\)"),
+        (lambda: GuidedDiffusion(GAUSSIAN).refine(normal(1, 2, 2), Evidence.none(2)), "at least two, and finite"),
+        (lambda: InferenceConfig(refine="vae"), "refine must be one of"),
+        (lambda: InferenceConfig(rho=1.0), "rho is of a refinement"),
+        (lambda: InferenceConfig(sweeps=9), "sweeps are of refine = 'gibbs'; got 9 with None"),
+        (lambda: InferenceConfig(refine="dps", sweeps=9), "sweeps are of refine = 'gibbs'; got 9 with 'dps'"),
+        (lambda: InferenceConfig(refine="gibbs", sweeps=4), "sweeps must be"),
+        (lambda: infer(recording(4)[1], draws=normal(4, 4, 4)), "draws are given to be refined: set refine"),
+        (
+            lambda: infer(recording(4)[1], InferenceConfig(refine="gibbs"), draws=normal(4, 5, 5)),
+            r"draws must be \(draw, 4, 4\); got \(4, 5, 5\)",
+        ),
+    ],
+)
+def test_bad_input_says_what_was_expected(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
