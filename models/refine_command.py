@@ -55,9 +55,9 @@ def run(options: Namespace) -> int:
             f"{options.recording} must be of {draws.shape[-1]} neurons, as the posterior is; got "
             f"{recording.activity.shape[-1]}."
         )
-    given = {name: getattr(options, name) for name in ("checkpoint", "family", "sweeps", "rho")}
+    given = {name: getattr(options, name) for name in ("checkpoint", "family")}
     settings |= {name: value for name, value in given.items() if value is not None}
-    settings |= {"refine": options.method, "seed": options.seed}
+    settings |= {"refine": options.method} | {name: getattr(options, name) for name in ("sweeps", "rho", "seed")}
     result = infer(recording, InferenceConfig(**settings), draws=draws, progress=True)
     report(result, save_posterior(result, options.out))
     return 0
