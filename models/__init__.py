@@ -4,9 +4,15 @@ from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser,
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
-from neurosde.models.dps import DiffusionPosteriorSampling, MomentMatching, PseudoinverseGuidance, SplitGibbs
+from neurosde.models.dps import (
+    DiffusionPosteriorSampling,
+    MomentMatching,
+    PseudoinverseGuidance,
+    SplitGibbs,
+)
 from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
+from neurosde.models.function_guidance import FunctionGuidance
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.guidance import ClassifierFreeGuidance
 from neurosde.models.guided_diffusion import GuidedDiffusion
@@ -23,6 +29,7 @@ __all__ = [
     "DiffusionPrior",
     "EmpiricalBayes",
     "Evidence",
+    "FunctionGuidance",
     "GaussianPosterior",
     "GuidedDiffusion",
     "Inference",

@@ -9,7 +9,8 @@ V = s² ∂D/∂x. Each guidance adds V u to D, with another u:
     MomentMatching               u + ΛVu = B − DΛ: W ~ N(D, V) given x, the linear system solved to a tolerance
 
 The first is biased whatever the prior, the second exact for a Gaussian prior of variance v, the third for any Gaussian;
-of other priors all are approximations. `SplitGibbs` is exact for any: with z beside W, whose joint law
+of other priors all are approximations. (`neurosde.models.function_guidance` is
+the second for any likelihood.) `SplitGibbs` is exact for any: with z beside W, whose joint law
 
     p(W) N(z; W, ρ²) exp(tr(B̃zᵀ) − ½ tr(zΛ̃zᵀ)),    Λ̃ = Λ(I − ρ²Λ)⁻¹,    B̃ = B(I − ρ²Λ)⁻¹,
 
@@ -88,7 +89,7 @@ class LikelihoodGuidance(ABC):
                 (found,) = torch.autograd.grad(mean, x, self._back(u), retain_graph=True)
                 return self._along(s2 * found)
 
-            slope = self.evidence.cross - self._along(mean.detach()) * self.precision
+            slope = self.slope(mean.detach())
             moved = covariance(self.force(slope, s2, covariance))
         found = mean.detach() + self._back(moved)
         if bool((found.flatten(-2).norm(dim=-1) > LARGEST_STEP * (x.flatten(-2).norm(dim=-1) + x.shape[-1])).any()):
@@ -97,6 +98,10 @@ class LikelihoodGuidance(ABC):
                 "than its approximation bears. Use MomentMatching or SplitGibbs, or a smaller scale."
             )
         return found
+
+    def slope(self, mean: Tensor) -> Tensor:
+        """Gradient of the log-likelihood at the denoised mean, along the directions: B − DΛ."""
+        return self.evidence.cross - self._along(mean) * self.precision
 
     @abstractmethod
     def force(self, slope: Tensor, s2: Tensor, covariance: LinearMap) -> Tensor:
@@ -188,23 +193,44 @@ class MomentMatching(LikelihoodGuidance):
         root = self.precision.sqrt()
         right = torch.where(root > 0, slope / root, 0.0)
 
-        def inner(a: Tensor, b: Tensor) -> Tensor:
-            return (a * b).sum((-1, -2), keepdim=True)
+        def operator(w: Tensor) -> Tensor:
+            return w + root * covariance(root * w)
 
-        w = torch.zeros_like(right)
-        residual, direction = right.clone(), right.clone()
-        size = first = inner(right, right)
-        for _ in range(self.iterations):
-            if bool((size <= self.tolerance**2 * first).all()):
-                break
-            product = direction + root * covariance(root * direction)
-            # Of matrices that are solved both products are 0: they stay.
-            step = torch.where(size > 0, size / inner(direction, product), 0.0)
-            w, residual = w + step * direction, residual - step * product
-            before, size = size, inner(residual, residual)
-            direction = residual + torch.where(before > 0, size / before, 0.0) * direction
-        self.unsolved = max(self.unsolved, float((size / first.clamp(min=1e-300)).sqrt().max()))
+        w, left = conjugate_gradients(operator, right, self.tolerance, self.iterations)
+        self.unsolved = max(self.unsolved, float(left.max().sqrt()))
         return root * w
+
+
+def conjugate_gradients(operator: LinearMap, right: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Solve a symmetric positive definite system for each of a batch of matrices.
+
+    A matrix is left where it is from the first direction on that is not of positive curvature.
+
+    Returns:
+        The solutions, and the squared relative residuals (..., 1, 1).
+    """
+
+    def inner(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((-1, -2), keepdim=True)
+
+    w = torch.zeros_like(right)
+    residual, direction = right.clone(), right.clone()
+    size = first = inner(right, right)
+    going = size > 0
+    for iteration in range(iterations):
+        going = going & (size > tolerance**2 * first)
+        if not bool(going.any()):
+            break
+        product = operator(direction)
+        curvature = inner(direction, product)
+        if iteration == 0:  # steepest ascent is what is left where nothing can be solved
+            w = torch.where(going & (curvature <= 0), right, w)
+        going = going & (curvature > 0)
+        step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
+        w, residual = w + step * direction, residual - step * product
+        before, size = size, torch.where(going, inner(residual, residual), size)
+        direction = torch.where(going, residual + size / torch.where(before > 0, before, 1.0) * direction, direction)
+    return w, size / first.clamp(min=1e-300)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Guidance by a likelihood of one's own: any function of W that is differentiable twice, by a simulator, say.
+
+References:
+    Pseudoinverse-guided diffusion models for inverse problems (Song, Vahdat, Mardani, Kautz, 2023), of which this is
+    the extension to likelihoods that are not Gaussian, https://openreview.net/forum?id=9_gsMA8MRKQ
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from neurosde.models.dps import LikelihoodGuidance, LinearMap, conjugate_gradients
+from neurosde.models.edm import Denoiser, Evidence
+from neurosde.validation import check_count, check_positive
+
+HALVINGS = 12  # of a step of Newton's method
+
+
+class FunctionGuidance(LikelihoodGuidance):
+    """ΠGDM for a likelihood of one's own: any function of W that is differentiable twice, by a simulator, say.
+
+    Given x, W ~ N(D, r²) as there, and D + r²u is the most probable W given the data, too: u = ∇ log p(D + r²u), by
+    Newton's method with halved steps, whose linear systems I + r²H, with H the negative second derivative, are solved
+    by conjugate gradients. For a likelihood that is Gaussian in W this is `PseudoinverseGuidance`.
+
+    Args:
+        denoise: the prior's denoiser, in units of `scale`.
+        log_prob: log p(data | W) of weights (draw, post, pre), float64, one number each, shape (draw,); that of a draw
+            must not depend on the others.
+        N: neurons.
+        scale: s₀, what the unit of the denoiser stands for.
+        prior_variance: v, mean square of an entry, in units of the denoiser.
+        newton: steps of Newton's method at most.
+        tolerance: of each linear system's residual, over the right-hand side.
+        iterations: of each linear system at most, each of them one product with H.
+
+    Raises:
+        ValueError: numbers out of range; or, when called, what log_prob returns is not one finite number for each.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoiser,
+        log_prob: Callable[[Tensor], Tensor],
+        N: int,
+        scale: float = 1.0,
+        *,
+        prior_variance: float = 1.0,
+        newton: int = 8,
+        tolerance: float = 1e-3,
+        iterations: int = 20,
+    ) -> None:
+        super().__init__(denoise, Evidence.none(check_count(N, "N")))
+        self.log_prob, self.scale = log_prob, check_positive(scale, "scale")
+        self.prior_variance = check_positive(prior_variance, "prior_variance")
+        self.newton = check_count(newton, "newton")
+        self.tolerance = check_positive(tolerance, "tolerance")
+        self.iterations = check_count(iterations, "iterations")
+        self._mean = torch.zeros(N, N)
+
+    def slope(self, mean: Tensor) -> Tensor:
+        """∇ log p at the denoised mean."""
+        self._mean = mean
+        return self._expanded(mean)[1]
+
+    def force(self, slope: Tensor, s2: Tensor, covariance: LinearMap) -> Tensor:
+        """Find u."""
+        r2 = s2 * self.prior_variance / (s2 + self.prior_variance)
+        u, reached = torch.zeros_like(slope), self._value(self._mean)
+        for _ in range(self.newton):
+            _, slope, curvature = self._expanded(self._mean + r2 * u)
+            missing = slope - u
+            if float((missing.square().sum() / slope.square().sum().clamp(min=1e-300)).sqrt()) < self.tolerance:
+                break
+
+            def operator(w: Tensor, curvature: LinearMap = curvature) -> Tensor:
+                return w + r2 * curvature(w)
+
+            step = conjugate_gradients(operator, missing, self.tolerance, self.iterations)[0]
+            better = torch.zeros_like(reached, dtype=torch.bool)
+            for _ in range(HALVINGS):
+                value = self._value(self._mean + r2 * (u + step), lenient=True)
+                value = value - 0.5 * (r2 * (u + step).square()).sum((-1, -2))
+                better = value >= reached
+                if bool(better.all()):
+                    break
+                step = torch.where(better[..., None, None], step, step / 2)
+            u = torch.where(better[..., None, None], u + step, u)
+            reached = torch.where(better, value, reached)
+        return u
+
+    def _value(self, J: Tensor, lenient: bool = False) -> Tensor:
+        """Log p of each matrix, shape (...); lenient: −∞ where it is not finite."""
+        N = J.shape[-1]
+        with torch.no_grad():
+            found = self.log_prob(self.scale * J.reshape(-1, N, N))
+        if lenient and found.shape == (J[..., 0, 0].numel(),):
+            found = torch.where(found.isfinite(), found, -math.inf)
+        else:
+            _check_log_prob(found, J[..., 0, 0].numel())
+        return found.reshape(J.shape[:-2])
+
+    def _expanded(self, J: Tensor) -> tuple[Tensor, Tensor, LinearMap]:
+        """Log p, its gradient, and products with its negative second derivative."""
+        N = J.shape[-1]
+        point = J.detach().reshape(-1, N, N).requires_grad_(True)
+        with torch.enable_grad():
+            value = self.log_prob(self.scale * point)
+            _check_log_prob(value, len(point))
+            (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+
+        def curvature(u: Tensor) -> Tensor:
+            if not slope.requires_grad:  # log p is linear
+                return torch.zeros_like(u)
+            (found,) = torch.autograd.grad(slope, point, u.reshape(point.shape), retain_graph=True, allow_unused=True)
+            return torch.zeros_like(u) if found is None else -found.reshape(u.shape)
+
+        return value.detach().reshape(J.shape[:-2]), slope.detach().reshape(J.shape), curvature
+
+
+def _check_log_prob(value: Tensor, count: int) -> None:
+    if value.shape != (count,) or not bool(value.isfinite().all()):
+        raise ValueError(
+            f"log_prob must return a finite number for each of the {count} matrices it is given, shape ({count},); got "
+            f"shape {tuple(value.shape)}, of which {int((~value.isfinite()).sum())} are not finite."
+        )
