@@ -10,8 +10,8 @@ with neurosde for Dale's law is guided by it. It takes about a minute on a CPU a
     90 % intervals of the latter cover 80 % of the weights
     figure: figures/05_refine_dps.png
 
-Such guidance is an approximation, except for Gaussian priors and likelihoods, and its intervals are too narrow. Where the recording is one that neurosde knows, `neurosde refine` moves draws to the posterior
-itself.
+Such guidance is an approximation, except for Gaussian priors and likelihoods, and its intervals are too narrow. Where
+the recording is one that neurosde knows, `neurosde refine` moves draws to the posterior itself.
 """
 
 import argparse
