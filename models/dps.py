@@ -51,7 +51,7 @@ from neurosde.models.edm import Denoiser, Evidence, noise_levels
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
-SWEEPS = 16
+SWEEPS = 12
 EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved

@@ -77,6 +77,7 @@ def test_draws_are_kept_as_far_as_rho_leaves_them():
     assert abs(float(found.mean()) - 3 / math.sqrt(1.25)) < 4 / math.sqrt(found.numel())
 
 
+@pytest.mark.slow
 def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     W, here = recording()
     plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2))
@@ -102,6 +103,7 @@ def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     assert len(arviz_base.convert_to_datatree(tree).children)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     cube, out, refined = tmp_path / "data" / "cube.nc", tmp_path / "posterior.nc", tmp_path / "refined.nc"
     build = ["build-dataset", "--out-dir", str(cube.parent), "--num-networks", "2", "--N", "8", "--num-trials", "3"]
@@ -135,6 +137,7 @@ def test_the_command(tmp_path, capsys):
     assert "tau = " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gibbs", "mmps", "pigdm", "dps"])
 def test_chaos_gives_numbers_or_says_that_it_does_not(method):
     """g = 2.5, T = 1000: directions are known to very different degrees."""
