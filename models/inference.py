@@ -180,7 +180,8 @@ class Inference:
         """1 − posterior variance / prior variance: 0 has learnt nothing, 1 all; of a trained prior's from the draws."""
         if not self.config.trained:
             return self.posterior.contraction
-        return 1 - float(self.draws.var(0).mean()) / self.posterior.prior_variance
+        v = self.posterior.prior_variance
+        return 1 - float(self.draws.var(0).mean()) / v if math.isfinite(v) else math.nan
 
 
 def infer(
@@ -366,7 +367,10 @@ def _refined(
     told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
     if config.refine == "gibbs":
         of = " and ".join(f"{value:.3f} of the {name.replace('_', '-')}" for name, value in found.r_hat.items())
-        notes.append(f"{told}, in the last sweep by {float(found.moved[-1]):.2f}; R-hat is {of}.")
+        beyond = (
+            ": they have not gone everywhere, and more sweeps may move them" if max(found.r_hat.values()) > 1.1 else ""
+        )
+        notes.append(f"{told}, in the last sweep by {float(found.moved[-1]):.2f}; R-hat is {of}{beyond}.")
     else:
         notes.append(f"{told}; this guidance approximates, so that intervals are not calibrated (gibbs is exact).")
     return found
@@ -406,9 +410,11 @@ def _checks(
     config: InferenceConfig,
 ) -> tuple[ResidualCheck, ...]:
     """Check the residuals of some draws, where they are of a posterior and there is noise to be checked."""
-    approximate = config.refine not in (None, "gibbs") or config.guidance not in (None, 1.0)
-    of_no_posterior = approximate or (config.method == "least-squares" and config.refine is None)
-    if of_no_posterior or posterior.noise_std <= 1.01 * statistics.noise_floor:
+    if config.refine is None:
+        of_a_posterior = config.method != "least-squares" and config.guidance in (None, 1.0)
+    else:
+        of_a_posterior = config.refine == "gibbs"
+    if not of_a_posterior or posterior.noise_std <= 1.01 * statistics.noise_floor:
         return ()
     some = draws[:CHECKED_DRAWS]
     return tuple(

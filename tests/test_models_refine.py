@@ -137,6 +137,22 @@ def test_the_command(tmp_path, capsys):
     assert "tau = " in capsys.readouterr().out
 
 
+def test_draws_of_no_posterior_become_draws_of_one():
+    """Least squares has a flat prior, and draws of the prior are not checked; once refined both are a posterior's."""
+    W, here = recording(6, T=200)
+    flat = InferenceConfig(method="least-squares", draws=12, predictive_draws=0, seed=1)
+    assert math.isnan(infer(here, flat).contraction) and infer(here, flat).checks == ()
+    refined = infer(here, InferenceConfig(method="least-squares", draws=12, predictive_draws=0, refine="gibbs"))
+    assert math.isnan(refined.contraction) and refined.checks
+    prior = InferenceConfig(
+        method="cfg", guidance=0.0, steps=4, draws=12, predictive_draws=0, refine="gibbs", sweeps=24
+    )
+    found = infer(here, prior)
+    assert found.checks and any("more sweeps may move them" in note for note in found.notes)
+    unrefined = infer(here, InferenceConfig(method="cfg", guidance=0.0, steps=4, draws=12, predictive_draws=0)).draws
+    assert float((found.draws.mean(0) - W).norm()) < 0.5 * float((unrefined.mean(0) - W).norm())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gibbs", "mmps", "pigdm", "dps"])
 def test_chaos_gives_numbers_or_says_that_it_does_not(method):
