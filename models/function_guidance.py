@@ -61,18 +61,22 @@ class FunctionGuidance(LikelihoodGuidance):
         self.tolerance = check_positive(tolerance, "tolerance")
         self.iterations = check_count(iterations, "iterations")
         self._mean = torch.zeros(N, N)
+        self._expansion: tuple[Tensor, Tensor, LinearMap] | None = None  # at the mean
 
     def slope(self, mean: Tensor) -> Tensor:
         """∇ log p at the denoised mean."""
-        self._mean = mean
-        return self._expanded(mean)[1]
+        self._mean, self._expansion = mean, self._expanded(mean)
+        return self._expansion[1]
 
     def force(self, slope: Tensor, s2: Tensor, covariance: LinearMap) -> Tensor:
         """Find u."""
         r2 = s2 * self.prior_variance / (s2 + self.prior_variance)
-        u, reached = torch.zeros_like(slope), self._value(self._mean)
-        for _ in range(self.newton):
-            _, slope, curvature = self._expanded(self._mean + r2 * u)
+        assert self._expansion is not None
+        reached, slope, curvature = self._expansion
+        u, self._expansion = torch.zeros_like(slope), None
+        for iteration in range(self.newton):
+            if iteration:
+                _, slope, curvature = self._expanded(self._mean + r2 * u)
             missing = slope - u
             if float((missing.square().sum() / slope.square().sum().clamp(min=1e-300)).sqrt()) < self.tolerance:
                 break
@@ -83,7 +87,7 @@ class FunctionGuidance(LikelihoodGuidance):
             step = conjugate_gradients(operator, missing, self.tolerance, self.iterations)[0]
             better = torch.zeros_like(reached, dtype=torch.bool)
             for _ in range(HALVINGS):
-                value = self._value(self._mean + r2 * (u + step), lenient=True)
+                value = self._value(self._mean + r2 * (u + step))
                 value = value - 0.5 * (r2 * (u + step).square()).sum((-1, -2))
                 better = value >= reached
                 if bool(better.all()):
@@ -93,16 +97,12 @@ class FunctionGuidance(LikelihoodGuidance):
             reached = torch.where(better, value, reached)
         return u
 
-    def _value(self, J: Tensor, lenient: bool = False) -> Tensor:
-        """Log p of each matrix, shape (...); lenient: −∞ where it is not finite."""
+    def _value(self, J: Tensor) -> Tensor:
+        """Log p of each matrix, shape (...); −∞ where it is not finite."""
         N = J.shape[-1]
         with torch.no_grad():
             found = self.log_prob(self.scale * J.reshape(-1, N, N))
-        if lenient and found.shape == (J[..., 0, 0].numel(),):
-            found = torch.where(found.isfinite(), found, -math.inf)
-        else:
-            _check_log_prob(found, J[..., 0, 0].numel())
-        return found.reshape(J.shape[:-2])
+        return torch.where(found.isfinite(), found, -math.inf).reshape(J.shape[:-2])
 
     def _expanded(self, J: Tensor) -> tuple[Tensor, Tensor, LinearMap]:
         """Log p, its gradient, and products with its negative second derivative."""
