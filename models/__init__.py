@@ -4,12 +4,7 @@ from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser,
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
-from neurosde.models.dps import (
-    DiffusionPosteriorSampling,
-    MomentMatching,
-    PseudoinverseGuidance,
-    SplitGibbs,
-)
+from neurosde.models.dps import DiffusionPosteriorSampling, MomentMatching, PseudoinverseGuidance, SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence, fold, largest_sigma, noise_levels
 from neurosde.models.empirical_bayes import EmpiricalBayes, empirical_bayes, least_squares, ridge
 from neurosde.models.function_guidance import FunctionGuidance

@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 
 from neurosde.datasets.recordings import read_recording
+from neurosde.models.dps import SWEEPS
 from neurosde.models.infer_command import report
 from neurosde.models.inference import InferenceConfig, infer
 from neurosde.models.posterior_file import check_name, config_of, open_posterior, recording_of, save_posterior
@@ -30,8 +31,10 @@ def add_arguments(parser: OptionParser) -> None:
     )
     parser.add_argument("--checkpoint", help="trained posterior whose prior is taken (default: the file's, else base)")
     parser.add_argument("--family", help="the ensemble, where it is known (default: the file's)")
-    parser.add_argument("--sweeps", type=int, help="of gibbs")
-    parser.add_argument("--rho", type=float, help="how far draws may go, in units of a weight's spread")
+    parser.add_argument("--sweeps", type=int, help=f"of gibbs (default {SWEEPS})")
+    parser.add_argument(
+        "--rho", type=float, help="how far draws may go, in units of a weight's spread (default 1 for gibbs, else 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
     parser.add_argument("--out", type=Path, default=Path("refined.nc"), help="posterior (default refined.nc)")
 
@@ -48,7 +51,7 @@ def run(options: Namespace) -> int:
         recording = read_recording(
             options.recording, network=settings["network"] if of_cube else None, variable=settings["variable"]
         )
-    elif settings["tau_range"] is not None:
+    elif settings.get("tau_range") is not None:
         recording = replace(recording, tau=None)  # the file has an estimate
     if recording.activity.shape[-1] != draws.shape[-1]:
         raise ValueError(

@@ -73,7 +73,7 @@ def evaluate_posterior(
     prior_variance = float(constants["prior_variance"])
     mean, factor = closed["mean"].to_numpy(), closed["factor"].to_numpy()
     # A trained posterior has another prior: the exact Gaussian posterior beside it is a baseline, not its target.
-    gaussian = tree.attrs["method"] != "cfg" and not tree.attrs["refined_by"]
+    gaussian = tree.attrs["method"] != "cfg" and not tree.attrs.get("refined_by")
     calibration = {"contraction": contraction(draws, prior_variance) if math.isfinite(prior_variance) else math.nan}
     if gaussian:
         calibration |= distance_to_exact(draws, mean, factor)

@@ -17,7 +17,7 @@ import time
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser
 from neurosde.models.dps import SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.exact_posterior import CHAINS, exact_posterior
-from neurosde.models.guided_diffusion import GUIDANCES, GuidedDiffusion
+from neurosde.models.guided_diffusion import GUIDANCES, Guidance, GuidedDiffusion
 from neurosde.models.recorded import recording_evidence
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, whole_file
@@ -154,7 +154,7 @@ def _refined(
 ) -> tuple[Tensor, int] | None:
     """Draws and evaluations; None where the method diverges."""
     if method in GUIDANCES:
-        refiner: SplitGibbs | GuidedDiffusion = GuidedDiffusion(denoise, method, c.steps, START)  # type: ignore[arg-type]
+        refiner: SplitGibbs | GuidedDiffusion = GuidedDiffusion(denoise, cast(Guidance, method), c.steps, START)
     else:
         refiner = SplitGibbs(denoise, c.sweeps)
     try:
