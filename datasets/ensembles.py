@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,56 @@ class WeightDraw:
     block: Tensor
 
 
+@dataclass(frozen=True)
+class EntryLaw:
+    """Law of the entries of matrices whose gain and structure are known: independent, W_ij = mean + scale · b · z.
+
+    z is standard normal, or its absolute value where entries are one-sided; b is 1 with probability `density`, else 0.
+
+    Attributes:
+        mean: shape (matrix, post, pre), or what broadcasts to it.
+        scale: its sign is that of one-sided entries; shape (matrix, post, pre), or what broadcasts to it.
+        density: shape (matrix,), or (1,).
+        one_sided: shape (matrix,), or (1,); such entries have density 1.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    density: Tensor
+    one_sided: Tensor
+
+    @classmethod
+    def of(
+        cls, scale: Tensor, *, mean: Tensor | None = None, density: float = 1.0, one_sided: bool = False
+    ) -> EntryLaw:
+        """Return the law of entries of one kind; by default normal about 0."""
+        return cls(
+            torch.zeros_like(scale) if mean is None else mean,
+            scale,
+            torch.tensor([density], dtype=torch.float64, device=scale.device),
+            torch.tensor([one_sided], device=scale.device),
+        )
+
+    def expand(self, count: int, N: int) -> EntryLaw:
+        """Return it for each entry of so many matrices, without copies."""
+        shape = (count, N, N)
+        each = self.density.expand(count), self.one_sided.expand(count)
+        return EntryLaw(self.mean.expand(shape), self.scale.expand(shape), *each)
+
+    def scaled(self, factor: Tensor | float) -> EntryLaw:
+        """Return the law of the matrices times a positive factor, shape () or (matrix, 1, 1)."""
+        return EntryLaw(self.mean * factor, self.scale * factor, self.density, self.one_sided)
+
+    def __getitem__(self, index: Any) -> EntryLaw:
+        """Return that of some of the matrices."""
+        return EntryLaw(self.mean[index], self.scale[index], self.density[index], self.one_sided[index])
+
+    @classmethod
+    def cat(cls, laws: Sequence[EntryLaw]) -> EntryLaw:
+        """Return the laws of several sets of matrices of one size, one after the other."""
+        return cls(*(torch.cat([getattr(law, item.name) for law in laws]) for item in fields(cls)))
+
+
 class Ensemble(ABC):
     """What an ensemble offers."""
 
@@ -63,8 +115,16 @@ class Ensemble(ABC):
         """Draw gains, shape (count,), float64, on the generator's device."""
 
     @abstractmethod
+    def draw_matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device.
+
+        Returns:
+            The matrices, and the law of their entries once gain and structure are known.
+        """
+
     def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
         """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
+        return self.draw_matrices(gains, N, generator)[0]
 
     def sample_weights(self, count: int, N: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw many N × N matrices, shape (count, post, pre), float64, on the generator's device."""
@@ -99,13 +159,13 @@ class FixedGain(Ensemble):
         cell_type, block = self._labels(N)
         return WeightDraw(weights, gain, cell_type, block)
 
-    def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
-        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
+    def draw_matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), and tell the law of their entries."""
         device = "cpu" if generator is None else generator.device
-        return self._matrices(gains.to(device)[:, None, None], check_count(N, "N"), generator)
+        return self._draw(gains.to(device)[:, None, None], check_count(N, "N"), generator)
 
     @abstractmethod
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor: ...
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]: ...
 
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
         """Cell type and cluster of each neuron."""
@@ -123,8 +183,9 @@ class Gaussian(FixedGain):
 
     name = "gaussian"
 
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
-        return gains / math.sqrt(N) * _normal(len(gains), N, N, generator=generator)
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
+        scale = gains / math.sqrt(N)
+        return scale * _normal(len(gains), N, N, generator=generator), EntryLaw.of(scale)
 
     def variance(self, N: int) -> float:
         """g²/N."""
@@ -160,9 +221,10 @@ class Dale(FixedGain):
         radius = math.sqrt((1 - 2 / math.pi) * float(scales.square().sum()))
         return scales, radius
 
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
         scales, radius = self._scales(N)
-        return gains / radius * scales.to(gains.device) * _normal(len(gains), N, N, generator=generator).abs()
+        scale = gains / radius * scales.to(gains.device)
+        return scale * _normal(len(gains), N, N, generator=generator).abs(), EntryLaw.of(scale, one_sided=True)
 
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
         return self._scales(N)[0].sign().to(torch.int8), super()._labels(N)[1]
@@ -185,10 +247,12 @@ class Sparse(FixedGain):
         if not 0 < self.density <= 1:
             raise ValueError(f"density must lie in (0, 1]; got {self.density}.")
 
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
         uniform = torch.rand(len(gains), N, N, generator=generator, dtype=torch.float64, device=gains.device)
         exists = uniform < self.density
-        return gains / math.sqrt(N * self.density) * exists * _normal(len(gains), N, N, generator=generator)
+        scale = gains / math.sqrt(N * self.density)
+        weights = scale * exists * _normal(len(gains), N, N, generator=generator)
+        return weights, EntryLaw.of(scale, density=self.density)
 
     def variance(self, N: int) -> float:
         """g²/N."""
@@ -208,10 +272,12 @@ class LowRank(FixedGain):
         check_positive(self.strength, "strength", zero_ok=True)
         check_count(self.rank, "rank")
 
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
-        background = gains / math.sqrt(N) * _normal(len(gains), N, N, generator=generator)
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
+        scale = gains / math.sqrt(N)
+        background = scale * _normal(len(gains), N, N, generator=generator)
         m, n = _normal(2, len(gains), N, self.rank, generator=generator)
-        return background + self.strength / math.sqrt(self.rank * N) * m @ n.mT
+        structure = self.strength / math.sqrt(self.rank * N) * m @ n.mT
+        return background + structure, EntryLaw.of(scale, mean=structure)
 
     def variance(self, N: int) -> float:
         """(g² + s²)/N."""
@@ -241,9 +307,10 @@ class Block(FixedGain):
         radius = math.sqrt(float(np.linalg.eigvalsh(profile.square().numpy())[-1]))
         return profile, radius, block.to(torch.int16)
 
-    def _matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
         profile, radius, _ = self._profile(N)
-        return gains / radius * profile.to(gains.device) * _normal(len(gains), N, N, generator=generator)
+        scale = gains / radius * profile.to(gains.device)
+        return scale * _normal(len(gains), N, N, generator=generator), EntryLaw.of(scale)
 
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
         return super()._labels(N)[0], self._profile(N)[2]
@@ -275,9 +342,9 @@ class GainMixture(Ensemble):
         """Draw a gain, then one N × N matrix."""
         return self.base.draw(N, float(self.sample_gains(1, generator)), generator)
 
-    def matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> Tensor:
-        """Draw a matrix of each of the gains, shape (gain, post, pre), float64, on the generator's device."""
-        return self.base.matrices(gains, N, generator)
+    def draw_matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
+        """Draw a matrix of each of the gains, shape (gain, post, pre), and tell the law of their entries."""
+        return self.base.draw_matrices(gains, N, generator)
 
     def sample_gains(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw gains, shape (count,), float64, on the generator's device."""

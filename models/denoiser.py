@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from neurosde.models.knowledge import FARTHEST, NODE_FEATURES, OVERALL_FEATURES, PAIR_FEATURES, Knowledge
 from neurosde.validation import check_count
 
-Preset = Literal["tiny", "small", "base"]
+Preset = Literal["tiny", "small", "deep", "base"]
 _SIGMA_FEATURES = 16
 _LOG_SIGMA = (-7.0, 7.0)  # range of log s that the noise level's features cover
 
@@ -77,6 +77,7 @@ class PairNetworkConfig:
 PRESETS: dict[str, PairNetworkConfig] = {
     "tiny": PairNetworkConfig(channels=16, products=12, width=32, heads=2, blocks=2),
     "small": PairNetworkConfig(),
+    "deep": PairNetworkConfig(blocks=6),
     "base": PairNetworkConfig(channels=96, products=72, width=192, heads=8, blocks=6),
 }
 

@@ -27,6 +27,7 @@ from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
 from neurosde.models.edm import SIGMA_MIN, fold
 from neurosde.models.model_files import load_network
 from neurosde.models.network_denoiser import evaluate_network
+from neurosde.models.structured_mean import structured_mean
 from neurosde.models.training_config import PosteriorTraining, PriorTraining
 from neurosde.models.training_data import Examples, TrainingData, training_data
 from neurosde.models.training_recordings import CubeRecordings, SimulatedRecordings, recorded_data
@@ -92,7 +93,7 @@ class DenoiserModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of the running average on held-out matrices, at fixed noise levels."""
-        examples = self.data.examples(batch, self._generator(2, 0))
+        examples = replace(self.data.examples(batch, self._generator(2, 0)), law=None)  # the error itself
         J, generator = examples.J, self._generator(2, 1)
         average: Any = self.average.module
         for sigma in VALIDATION_SIGMAS:
@@ -160,15 +161,19 @@ def denoising_loss(
 ) -> tuple[Tensor, Tensor]:
     """Whitened denoising error of each matrix, and the surprise at its family.
 
+    The error is that about the mean of the matrix given its gain and structure, where these are known, and of the same
+    gradient in the mean; else about the matrix (`neurosde.models.structured_mean`).
+
     Returns:
-        The error, 1 for the Gaussian prior's denoiser where that is the truth, and −log p(family), 0 for a network that
-        does not tell families, each of shape (count,), float64.
+        The error (about the matrix: 1 for the Gaussian prior's denoiser where that is the truth), and −log p(family),
+        0 for a network that does not tell families, each of shape (count,), float64.
     """
-    J = examples.J
+    J, law, evidence = examples.J, examples.law, examples.evidence
     noise = torch.randn(J.shape, generator=generator, dtype=J.dtype, device=J.device)
-    folded = fold(J + sigma[:, None, None] * noise, sigma, examples.evidence)
+    x = J + sigma[:, None, None] * noise
+    folded = fold(x, sigma, evidence)
     F, families = evaluate_network(network, folded, sigma, examples.told)
-    error = folded.loss(F, J)
+    error = folded.loss(F, J if law is None else structured_mean(law, J, x, sigma, evidence))
     if not families.shape[-1]:
         return error, torch.zeros_like(error)
     index = (examples.family - 1).clamp(min=0)
@@ -185,10 +190,16 @@ def _forgetful(examples: Examples, dropout: float, generator: torch.Generator) -
 def _start_from(network: PairNetwork, name: str) -> None:
     """Take the weights of a trained network over; of ensembles that it does not know, those of one that is not told."""
     there, mine = load_network(name), network.config
-    if replace(there.config, families=mine.families, recordings=mine.recordings) != mine:
+    alike = replace(there.config, families=mine.families, recordings=mine.recordings, blocks=mine.blocks) == mine
+    if not alike or there.config.blocks > mine.blocks:
         raise ValueError(
-            f"{name} must be of the sizes that are to be trained, {mine}; got {there.config}. Choose another preset."
+            f"{name} must be of the sizes that are to be trained, {mine}, with as many blocks or fewer; got "
+            f"{there.config}. Choose another preset."
         )
+    with torch.no_grad():
+        for name, parameter in network.blocks[there.config.blocks :].named_parameters():
+            if name.split(".")[1] in ("update", "spread"):  # what blocks add: new ones at first nothing
+                parameter.zero_()
     state, theirs = network.state_dict(), there.state_dict()
     shared = {key: value for key, value in theirs.items() if key in state and not key.startswith(_OF_FAMILIES)}
     state |= shared

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurosde.datasets.ensembles import EntryLaw
 from neurosde.datasets.loaders import CubeDataset, CubeLoader, loader
 from neurosde.models.edm import Evidence
 from neurosde.models.network_denoiser import Told
@@ -32,12 +33,35 @@ class Examples:
         evidence: what is known of each of them.
         told: what the network may be told of each.
         family: 1 + index of the ensemble of each, 0 where there is but one.
+        law: of the entries of each once its gain and structure are known; None where that is not known.
     """
 
     J: Tensor
     evidence: Evidence
     told: Told
     family: Tensor
+    law: EntryLaw | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Matrices drawn from ensembles.
+
+    Attributes:
+        weights: W (matrix, post, pre), float64.
+        family: 1 + index of the ensemble of each, shape (matrix,).
+        gain: its gain, shape (matrix,).
+        law: of the entries of each, given gain and structure.
+    """
+
+    weights: Tensor
+    family: Tensor
+    gain: Tensor
+    law: EntryLaw
+
+    def __getitem__(self, index: Any) -> Drawn:
+        """Return some of the matrices."""
+        return Drawn(self.weights[index], self.family[index], self.gain[index], self.law[index])
 
 
 class TrainingData(ABC):
@@ -106,21 +130,24 @@ class DrawnMatrices(TrainingData):
 
     def examples(self, batch: dict[str, Any], generator: torch.Generator) -> Examples:
         """Draw as many matrices from each ensemble."""
-        W, family, _ = self.drawn(int(batch["N"]), int(batch["count"]), generator)
-        return _of_prior(W / self.scale(W.shape[-1]), family if self.families else torch.zeros_like(family))
+        drawn = self.drawn(int(batch["N"]), int(batch["count"]), generator)
+        scale, family = self.scale(int(batch["N"])), drawn.family if self.families else torch.zeros_like(drawn.family)
+        return replace(_of_prior(drawn.weights / scale, family), law=drawn.law.scaled(1 / scale))
 
-    def drawn(self, N: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw as many matrices W from each ensemble: they, 1 + index of the ensemble of each, and its gain."""
+    def drawn(self, N: int, count: int, generator: torch.Generator) -> Drawn:
+        """Draw as many matrices from each ensemble."""
         first = int(torch.randint(len(self.ensembles), (), generator=generator, device=generator.device))
         counts = [(count + k) // len(self.ensembles) for k in range(len(self.ensembles))]
         counts = counts[first:] + counts[:first]
-        drawn, gains = [], []
+        weights, laws, gains = [], [], []
         for kind, n in zip(self.ensembles, counts, strict=True):
             if n:
                 gains.append(kind.sample_gains(n, generator))
-                drawn.append(kind.matrices(gains[-1], N, generator))
+                W, law = kind.draw_matrices(gains[-1], N, generator)
+                weights.append(W)
+                laws.append(law.expand(n, N))
         family = torch.repeat_interleave(torch.arange(1, len(counts) + 1), torch.as_tensor(counts))
-        return torch.cat(drawn), family.to(generator.device), torch.cat(gains)
+        return Drawn(torch.cat(weights), family.to(generator.device), torch.cat(gains), EntryLaw.cat(laws))
 
     def validation(self) -> list[dict[str, Any]]:
         """Other draws than those trained on: their generators have another key."""

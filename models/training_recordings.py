@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import BrownianPath
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.datasets.ensembles import Ensemble, EntryLaw, FixedGain, GainMixture
 from neurosde.datasets.loaders import CubeDataset
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import evidence_gain
@@ -43,12 +43,14 @@ class Recordings:
         evidence: of each recording, in units of W.
         family: 1 + index of the ensemble of each, shape (recording,).
         gain: root mean square gain √(N E W²) of its ensemble, given its gain, shape (recording,).
+        law: of the entries of each, given gain and structure, in units of W; None where that is not known.
     """
 
     weights: Tensor
     evidence: Evidence
     family: Tensor
     gain: Tensor
+    law: EntryLaw | None = None
 
 
 class SimulatedRecordings(DrawnMatrices):
@@ -85,7 +87,8 @@ class SimulatedRecordings(DrawnMatrices):
         """Take a share of a simulation, in units of each recording's own gain or of the one that is told."""
         one = self._recordings(batch, generator.device)
         some = torch.arange(int(batch["part"]), len(one.weights), self.config.reuse, device=generator.device)
-        share = Recordings(one.weights[some], one.evidence[some], one.family[some], one.gain[some])
+        law = None if one.law is None else one.law[some]
+        share = Recordings(one.weights[some], one.evidence[some], one.family[some], one.gain[some], law)
         return _examples(share, self.config, self.gains, generator)
 
     def _recordings(self, batch: dict[str, Any], device: torch.device) -> Recordings:
@@ -107,9 +110,9 @@ class SimulatedRecordings(DrawnMatrices):
         T, trials, dt = (math.exp(shared.uniform(*np.log(limits))) for limits in (c.times, c.trials, c.dt))
         times = round(T)
         lengths = np.unique(np.geomspace(min(c.times[0], times), times, LENGTHS).round().astype(int)).tolist()
-        weights, family, gains = self.drawn(N, -(-count // len(lengths)), generator)
-        mixed = torch.randperm(len(weights), generator=generator, device=device)
-        weights, family, gains = weights[mixed], family[mixed], gains[mixed]
+        networks = self.drawn(N, -(-count // len(lengths)), generator)
+        networks = networks[torch.randperm(len(networks.weights), generator=generator, device=device)]
+        weights, family = networks.weights, networks.family
         share, spread = torch.rand(2, len(weights), generator=generator, dtype=torch.float64, device=device)
         low, high = np.log(c.noise_std)
         noise = (low + share * (high - low)).exp()
@@ -119,9 +122,10 @@ class SimulatedRecordings(DrawnMatrices):
         xx, yx = simulated_sums(weights, number, lengths, dt, noise, current, generator)
         copies = len(lengths)
         evidence = _decomposed(xx.flatten(0, 1), yx.flatten(0, 1))
-        of_each = torch.stack([_rms_gain(kind, N, gains) for kind in self.ensembles])
+        of_each = torch.stack([_rms_gain(kind, N, networks.gain) for kind in self.ensembles])
         gain = of_each.gather(0, (family - 1).unsqueeze(0))[0]
-        return Recordings(weights.repeat(copies, 1, 1), evidence, family.repeat(copies), gain.repeat(copies))
+        law = EntryLaw.cat([networks.law] * copies)
+        return Recordings(weights.repeat(copies, 1, 1), evidence, family.repeat(copies), gain.repeat(copies), law)
 
 
 class CubeRecordings(CubeMatrices):
@@ -184,8 +188,9 @@ def _examples(
     gain_known = ~happens(c.gain_dropout)
     gain = torch.where(gain_known, one.gain, evidence_gain(evidence, *gains))
     scale = gain / math.sqrt(N)
-    told = Told(one.family, gain, gain_known)
-    return Examples(one.weights / scale[:, None, None], evidence.scaled(scale), told, one.family)
+    told, unit = Told(one.family, gain, gain_known), scale[:, None, None]
+    law = None if one.law is None else one.law.scaled(1 / unit)
+    return Examples(one.weights / unit, evidence.scaled(scale), told, one.family, law)
 
 
 def simulated_sums(

@@ -172,10 +172,11 @@ def test_the_command_and_its_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("names", [("dale",), ("dale", "gaussian"), ("block", "dale")])
-def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names):
+@pytest.mark.parametrize("preset", ["small", "deep"])  # base is small: of more blocks, those that it lacks add nothing
+def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names, preset):
     """What it answers to a recording is what the trained one answers, told the ensemble where both know it."""
     ensembles = tuple(make_ensemble(name, 2.0, gain=0.5) for name in names)
-    config = replace(SMALL, preset="small", start="base", ensembles=ensembles, sizes=(6,))
+    config = replace(SMALL, preset=preset, start="base", ensembles=ensembles, sizes=(6,))
     network, there = DenoiserModule(config).network, CFGPosterior.from_pretrained("base").network
     data = SimulatedRecordings(config)
     one = data.examples(next(iter(data.batches(0, 0, 1))), generator())

@@ -1,0 +1,102 @@
+"""The mean of W given its structure: against integration, dense algebra, and as an unbiased target."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from neurosde.datasets.ensembles import EntryLaw, make_ensemble
+from neurosde.models.edm import Evidence, fold
+from neurosde.models.structured_mean import entry_mean, entry_means, structured_mean
+
+D = torch.float64
+FAMILIES = ("gaussian", "dale", "sparse", "low-rank", "block")
+
+
+def drawn(family, count, N, seed=0):
+    """Matrices in J units, and the law of their entries."""
+    kind = make_ensemble(family, 2.0, gain=0.5, **({"num_blocks": 2} if family == "block" else {}))
+    generator = torch.Generator().manual_seed(seed)
+    W, law = kind.draw_matrices(kind.sample_gains(count, generator), N, generator)
+    scale = math.sqrt(kind.variance(N))
+    return W / scale, law.expand(count, N).scaled(1 / scale)
+
+
+def measured(J, seed=1, activity=4.0):
+    """Noisy matrices, their noise levels, and what recordings of so many transitions say: Λ and B, and both at once."""
+    generator = torch.Generator().manual_seed(seed)
+    count, N = J.shape[:2]
+    phi = torch.randn(count, 3, N, generator=generator, dtype=D)
+    y = phi @ J.mT + torch.randn(count, 3, N, generator=generator, dtype=D) / math.sqrt(activity)
+    precision, cross = activity * phi.mT @ phi, activity * y.mT @ phi
+    sigma = torch.rand(count, generator=generator, dtype=D) * 1.5 + 0.1
+    x = J + sigma[:, None, None] * torch.randn(J.shape, generator=generator, dtype=D)
+    return x, sigma, precision, cross
+
+
+def prior_density(law, k, i, j, w):
+    """Density of an entry's law on a grid without 0, and its probability of exactly 0."""
+    mean, scale = float(law.mean[k, i, j]), float(law.scale[k, i, j])
+    normal = np.exp(-0.5 * ((w - mean) / scale) ** 2) / math.sqrt(2 * math.pi) / abs(scale)
+    if law.one_sided[k]:
+        return 2 * normal * (np.sign(w) == np.sign(scale)), 0.0
+    return float(law.density[k]) * normal, 1 - float(law.density[k])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_each_entry_by_integration(family, recorded):
+    """Given structure and, of laws that are not normal, the rest of its row, an entry is one integral."""
+    N, k = 4, 1
+    J, law = drawn(family, 3, N)
+    x, sigma, precision, cross = measured(J)
+    if not recorded:
+        precision, cross = torch.zeros_like(precision), torch.zeros_like(cross)
+    evidence = Evidence.of(precision, cross) if recorded else Evidence.none(N).expand((3,))
+    normal = family in ("gaussian", "low-rank", "block")
+    found = (structured_mean if normal else entry_means)(law, J, x, sigma, evidence)[k]
+    s, w = float(sigma[k]), np.linspace(-14, 14, 560_000)
+    step = w[1] - w[0]
+    for i in range(N):
+        if normal and recorded:  # the whole row at once, from its own normal equations
+            total = precision[k] + torch.diag(s**-2 + law.scale[k, i].square().reciprocal())
+            right = cross[k, i] + x[k, i] / s**2 + law.mean[k, i] / law.scale[k, i].square()
+            torch.testing.assert_close(found[i], torch.linalg.solve(total, right), rtol=1e-8, atol=1e-10)
+            continue
+        for j in range(N):
+            tie = float(cross[k, i, j] - sum(J[k, i, n] * precision[k, n, j] for n in range(N) if n != j))
+
+            def log_likelihood(v, i=i, j=j, tie=tie):
+                return tie * v - 0.5 * float(precision[k, j, j]) * v**2 - 0.5 * (float(x[k, i, j]) - v) ** 2 / s**2
+
+            density, at_zero = prior_density(law, k, i, j, w)
+            weight = density * np.exp(log_likelihood(w)) * step
+            expected = (w * weight).sum() / (weight.sum() + at_zero * np.exp(log_likelihood(0.0)))
+            assert float(found[i, j]) == pytest.approx(expected, abs=2e-4)  # the grid's step at the cut is 5e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unbiased_target_that_scatters_less(family):
+    """T and W have one mean given what the denoiser sees: their difference is uncorrelated with any function of it."""
+    count, N = 4000, 6
+    J, law = drawn(family, count, N)
+    x, sigma, precision, cross = measured(J)
+    evidence = Evidence.of(precision, cross)
+    T = structured_mean(law, J, x, sigma, evidence)
+    folded = fold(x, sigma, evidence)
+    D0 = folded.posterior_mean
+    for seen in (torch.ones_like(x), D0, D0.abs(), D0.pow(3), x * x.mean((1, 2), keepdim=True), D0.mT):
+        product = ((T - J) * seen).mean((1, 2)) / seen.square().mean((1, 2)).sqrt()
+        assert abs(float(product.mean())) < 4 * float(product.std()) / math.sqrt(count)
+    less = (folded.whitened(J - D0).square() - folded.whitened(T - D0).square()).mean((1, 2))
+    assert float(less.mean()) > 4 * float(less.std()) / math.sqrt(count)
+
+
+def test_normal_entries_far_on_the_wrong_side():
+    """A one-sided weight whose measurement is of the other sign is next to 0, without cancellation."""
+    law = EntryLaw.of(torch.full((1, 1, 1), -0.7, dtype=D), one_sided=True)
+    far, variance = torch.tensor([[[1e1, 1e2, 1e3]]], dtype=D), 1e-2
+    found = entry_mean(law, far, torch.full((1, 1, 1), variance, dtype=D))
+    # Beyond a far cut a normal law is exponential: its mean is variance over distance, less 2 (sd/distance)² of that.
+    torch.testing.assert_close(found, -variance / far, rtol=3 * variance / 1e2, atol=0.0)
