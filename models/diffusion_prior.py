@@ -87,7 +87,7 @@ class DiffusionPrior:
         N: int,
         *,
         family: str | None = None,
-        steps: int = 32,
+        steps: int = 40,
         method: Method = "multistep",
         generator: int | torch.Generator | None = None,
         progress: bool = False,

@@ -47,7 +47,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.brownian import as_generator
-from neurosde.models.edm import Denoiser, Evidence, noise_levels
+from neurosde.models.edm import Denoiser, Evidence, power_levels
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
@@ -388,7 +388,7 @@ def given_noisy(
 
     N = z.shape[-1]
     precision = torch.full((N,), rho**-2, dtype=z.dtype, device=z.device)
-    levels = noise_levels(steps, HIGHEST * rho, LOWEST * rho)
+    levels = power_levels(steps, HIGHEST * rho, LOWEST * rho)
     return sample(
         given, z.shape, sigmas=levels, evidence=Evidence(precision, None, z / rho**2), generator=source, device=z.device
     )

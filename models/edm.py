@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +34,7 @@ from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
 RHO = 7.0
+DECISIVE_MEAN, DECISIVE_STD, ELSEWHERE = 1.0, 1.8, 0.2  # of the density of noise levels, see `noise_levels`
 
 
 class Denoiser(Protocol):
@@ -234,16 +236,50 @@ def largest_sigma(variance: float, N: int, alignment: float = 1.0) -> float:
     return max(80.0, 5 * math.sqrt(variance * alignment))
 
 
-def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_MIN, rho: float = RHO) -> Tensor:
-    """Noise levels from σ_max to σ_min, evenly spaced in s^(1/ρ), then 0; shape (steps + 1,), float64.
+def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_MIN) -> Tensor:
+    """Noise levels from σ_max to σ_min, then 0; shape (steps + 1,), float64.
+
+    They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
+
+        ∝ exp(−(u − 1)²/(2·1.8²)) + 0.2.
+
+    Signs of columns, clusters, factors and the gain become certain between s = 40 and 0.5, each within a narrow range,
+    and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of the flow's draws is off by
+    (N = 50, trained priors; sparse N = 20; standard errors of 0.01 to 0.1)
+
+                                    clusters   Dale's law   low rank   sparse
+        32, even in s^(1/7)          −1.5 %      −0.5 %      −0.1 %    −0.3 %
+        32 of these                  −0.5 %      −0.6 %      −0.0 %    −0.2 %
+        40 of these                  −0.3 %      −0.3 %      −0.0 %    −0.1 %
+
+    where those even in s^(1/7) are EDM's, with ρ = 7.
 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.
     """
+    _check_levels(steps, sigma_max, sigma_min)
+    u = np.linspace(math.log(sigma_max), math.log(sigma_min), 10_001)
+    density = np.exp(-0.5 * ((u - DECISIVE_MEAN) / DECISIVE_STD) ** 2) + ELSEWHERE
+    passed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    levels = np.exp(np.interp(np.linspace(0, passed[-1], steps), passed, u))
+    levels[0], levels[-1] = sigma_max, sigma_min
+    return torch.cat([torch.from_numpy(levels), torch.zeros(1, dtype=torch.float64)])
+
+
+def power_levels(steps: int, sigma_max: float, sigma_min: float, rho: float = RHO) -> Tensor:
+    """Noise levels that are even in s^(1/ρ) from σ_max to σ_min, then 0: for ranges without a scale of their own.
+
+    Raises:
+        ValueError: fewer than two steps, or levels that do not fall.
+    """
+    _check_levels(steps, sigma_max, sigma_min)
+    share = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (sigma_max ** (1 / rho) + share * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def _check_levels(steps: int, sigma_max: float, sigma_min: float) -> None:
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}.")
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"sigma_max must exceed sigma_min > 0; got {sigma_max} and {sigma_min}.")
-    share = torch.linspace(0, 1, steps, dtype=torch.float64)
-    levels = (sigma_max ** (1 / rho) + share * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return torch.cat([levels, levels.new_zeros(1)])

@@ -26,7 +26,7 @@ class PriorSampling:
     num: int = field(default=100, metadata={"help": "number of matrices"})
     N: int = field(default=50, metadata={"help": "neurons", "flags": ("--N",)})
     family: str | None = field(default=None, metadata={"help": "ensemble, for a prior of several (default: any)"})
-    steps: int = field(default=32, metadata={"help": "noise levels"})
+    steps: int = field(default=40, metadata={"help": "noise levels"})
     method: Method = field(default="multistep", metadata={"help": "sampler"})
     seed: int = field(default=0, metadata={"help": "seed"})
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 Statistics = TransitionStatistics | TimeConstantStatistics
 Refiner = Literal["gibbs", "mmps", "pigdm", "dps"]
-STEPS = 32
+STEPS = 40
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
 

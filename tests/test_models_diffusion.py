@@ -22,6 +22,7 @@ from neurosde.models import (
     noise_levels,
     sample,
 )  # fmt: skip
+from neurosde.models.edm import power_levels
 
 D = torch.float64
 
@@ -124,7 +125,7 @@ def test_a_quadrature_over_gains_converges():
 
 def error_of(method, steps, v=1.0, sigma_max=10.0):
     """Error of the probability flow of N(0, v), which multiplies by √((v + t²)/(v + s²))."""
-    levels = noise_levels(steps, sigma_max, 0.05)[:-1]
+    levels = power_levels(steps, sigma_max, 0.05)[:-1]
     start = torch.full((1, 1), 3.0, dtype=D)
     end = []
     denoise = ScaleMixtureDenoiser(torch.tensor([v]))
@@ -282,10 +283,22 @@ def test_relabelling_neurons_relabels_the_posterior():
     rounded(mean(*map(relabelled, (precision, cross, x))), relabelled(mean(precision, cross, x)))
 
 
-def test_levels():
-    levels = noise_levels(18, 80.0, 0.002)
+def test_levels_have_the_density_that_they_are_said_to_have():
+    """Between any two neighbours lies the same share of it, by adaptive quadrature."""
+    u = noise_levels(12, 80.0, 0.002)[:-1].log().tolist()
+    shares = [
+        scipy.integrate.quad(lambda x: math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 0.2, low, high)[0]
+        for high, low in zip(u, u[1:], strict=False)
+    ]
+    assert max(shares) / min(shares) < 1 + 1e-5
+
+
+@pytest.mark.parametrize("levels_of", [noise_levels, power_levels])
+def test_levels(levels_of):
+    levels = levels_of(18, 80.0, 0.002)
     assert len(levels) == 19 and levels[-1] == 0
     assert levels[0] == pytest.approx(80) and levels[-2] == pytest.approx(0.002)
+    assert bool((levels[1:] < levels[:-1]).all())
     assert largest_sigma(1.0, 50) == 80
     assert largest_sigma(1.0, 50, alignment=2500) == 250
 

@@ -26,7 +26,7 @@ class SamplingBenchmark:
 
     sizes: tuple[int, ...] = field(default=(10, 20, 50, 100, 200), metadata={"help": "neurons", "flags": ("--N",)})
     num: int = field(default=100, metadata={"help": "matrices per draw"})
-    steps: int = field(default=32, metadata={"help": "noise levels"})
+    steps: int = field(default=40, metadata={"help": "noise levels"})
     repeats: int = field(default=3, metadata={"help": "timed draws, after one that is not"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
