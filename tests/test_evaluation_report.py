@@ -98,6 +98,13 @@ def test_a_table_says_what_is_best_in_more_than_weight():
     assert "A dash stands where there is no value." in page and "A &amp; B" in page and "Some &lt;text&gt;." in page
 
 
+def test_words_may_stand_among_numbers():
+    data = pd.DataFrame({"error": [0.5, "diverged", 0.25]}, pd.Index(["a", "b", "c"], name="method"))
+    page = render_page("T", [Section("S", (), (Table("C", data, {"error": "lower"}),))], MADE)
+    assert '<td class="number">diverged</td>' in page
+    assert '<td class="number best"><strong>0.25</strong>' in page
+
+
 def test_every_level_of_the_rows_is_a_header():
     index = pd.MultiIndex.from_tuples([("one", "ridge"), ("one", "exact")], names=["task", "method"])
     page = render_page("T", [Section("S", (), (Table("C", pd.DataFrame({"x": [1.0, 2.0]}, index)),))], MADE)

@@ -236,7 +236,7 @@ def _shown_table(table: Table) -> dict[str, Any]:
         {
             "title": table.titles.get(name, str(name).replace("_", " ")),
             "sense": _sense(table.senses.get(name)),
-            "number": bool(data[name].map(lambda value: isinstance(value, Real)).all()),
+            "number": bool(data[name].map(lambda value: isinstance(value, Real)).any()),
         }
         for name in data.columns
     ]
