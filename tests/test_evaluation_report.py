@@ -12,11 +12,13 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
 from neurosde.cli import main
-from neurosde.evaluation.page import Picture, Section, Table, best, picture, render_page, write_page
+from neurosde.evaluation.page import Picture, Section, picture, render_page, write_page
+from neurosde.evaluation.page_table import Table, best
 
 MADE = {"Results": {"history": "2026 neurosde bench", "neurosde_version": "0", "git_commit": "abc", "config": "{}"}}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -178,6 +180,9 @@ def test_the_page_can_be_read_by_all(report):
     assert all(attributes.get("scope") in ("row", "col") for attributes, _ in found.of("th"))
     texts = [attributes["alt"] for attributes, _ in found.of("img")]
     assert len(texts) == 5 and all(len(re.findall(r"\d", text)) > 4 for text in texts)  # numbers are said
+    (inside,) = re.findall(r"(\d+) of 36 intervals hold", " ".join(texts))
+    with xr.open_dataset(report.with_name("results.nc")) as results:
+        assert int(inside) / 36 == pytest.approx(float(results.coverage_90))
     assert "prefers-color-scheme: dark" in page and ":focus-visible" in page and '"viewport"' in page
 
 

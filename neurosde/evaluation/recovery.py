@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from neurosde.evaluation.page import Sense
+from neurosde.evaluation.page_table import Sense
 
 SENSES: dict[str, Sense] = {
     "relative_error": "lower",

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurosde.evaluation.page import Section, Table, write_page
+from neurosde.evaluation.page import Section, write_page
+from neurosde.evaluation.page_table import Table
 from neurosde.evaluation.recovery import SENSES
 
 if TYPE_CHECKING:
