@@ -2,13 +2,17 @@
 
 /posterior/weights(chain, draw, post, pre)                        draws
 /sample_stats/lp(chain, draw)                                     their log posterior density; of a trained prior's
-                                                                  log_likelihood, the recording's given them
+                                                                  recording_log_likelihood, the recording's given them
 /closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
 /constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
 /unrefined/weights(chain, draw, post, pre)                        draws before they were refined, if they were
 /refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, and what it cost
+
+Draws are independent of one another, not states of a Markov chain: there is one chain, whose effective size is the
+number of draws and which has no R-hat. The name log_likelihood is left to what ArviZ means by it, one number for each
+datum: az.loo would take a sum under that name for one datum.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         constants["input_over_time"] = (dims, known, _label("known external input"))
     density, of_density = "lp", "log posterior density of the draw"
     if r.config.trained:
-        density, of_density = "log_likelihood", "log probability of the recording given the draw"
+        density, of_density = "recording_log_likelihood", "log probability of the recording given the draw"
     groups = {
         "posterior": xr.Dataset(
             {"weights": (("chain", "draw", *pair), r.draws.numpy()[None], _label("recurrent weight from pre to post"))},
@@ -128,6 +132,7 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         attributes["network"] = recording.network
     for dataset in groups.values():
         dataset.attrs = {"created_at": attributes["date_created"], "inference_library": "neurosde"}
+    groups["posterior"].attrs["comment"] = "Draws are independent of one another: one chain, and no R-hat."
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = attributes
     return tree

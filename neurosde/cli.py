@@ -13,7 +13,7 @@ COMMANDS = {
     "info": ("neurosde.datasets.info_command", "say what a cube, a folder of shards or a posterior holds"),
     "plot": ("neurosde.datasets.plot_command", "draw one network of a cube: weights, eigenvalues, activity"),
     "observe": ("neurosde.datasets.observe_command", "make the cube that an experiment would have seen of a cube"),
-    "export": ("neurosde.datasets.export_command", "write a cube as a Zarr store"),
+    "export": ("neurosde.models.export_command", "write a cube or a posterior as a Zarr store, or a posterior as NWB"),
     "infer": ("neurosde.models.infer_command", "infer a posterior over the weights behind a recording"),
     "refine": ("neurosde.models.refine_command", "move a posterior's draws by the likelihood and a trained prior"),
     "train prior": ("neurosde.models.train_command", "train a diffusion prior over weights"),

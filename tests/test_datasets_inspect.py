@@ -9,14 +9,14 @@ import pytest
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.datasets import Dale, export_command
+from neurosde.datasets import Dale, zarr_store
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import GainMixture
-from neurosde.datasets.export_command import export_zarr
 from neurosde.datasets.info_command import describe
 from neurosde.datasets.observation import Observation
 from neurosde.datasets.observe_command import observe_cube
 from neurosde.datasets.plot_command import network_figure
+from neurosde.datasets.zarr_store import export_zarr
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_plot_writes_a_picture_or_says_why_not(cube, folder, tmp_path, capsys, m
 
 @pytest.mark.parametrize("networks_a_chunk", [1, 2, 5])
 def test_a_zarr_store_holds_the_same(cube, folder, tmp_path, monkeypatch, networks_a_chunk):
-    monkeypatch.setattr(export_command, "CHUNK_BYTES", networks_a_chunk * 2 * 20 * 10 * 4)
+    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", networks_a_chunk * 2 * 20 * 10 * 4)
     for source in (cube, folder):
         out = export_zarr(source, tmp_path / f"{source.name}.zarr")
         with xr.open_dataset(cube) as whole, xr.open_zarr(out, chunks=None) as store:
@@ -165,7 +165,7 @@ def test_a_zarr_store_holds_the_same(cube, folder, tmp_path, monkeypatch, networ
 
 def test_a_store_appears_whole_or_not_at_all(cube, tmp_path, capsys, monkeypatch):
     out = tmp_path / "z" / "cube.zarr"
-    monkeypatch.setattr(export_command, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", 1)
     append, calls = xr.Dataset.to_zarr, []
 
     def failing(self, store, **options):

@@ -108,7 +108,7 @@ def test_the_command(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "probability of each ensemble: dale" in said and "Posterior (cfg, 24 draws" in said
     tree = open_posterior(out)
-    assert tree["posterior"]["weights"].shape == (1, 24, 10, 10) and "log_likelihood" in tree["sample_stats"]
+    assert tree["posterior"]["weights"].shape == (1, 24, 10, 10) and "recording_log_likelihood" in tree["sample_stats"]
     assert set(json.loads(tree.attrs["residual_checks"])) >= {"whiteness", "stationarity"}
     assert len(arviz_base.convert_to_datatree(tree).children)
     assert main(["evaluate", str(out), "--truth", str(cube), "--out-dir", str(tmp_path / "report")]) == 0

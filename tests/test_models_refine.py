@@ -99,7 +99,7 @@ def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
         tree["refinement"]["refine_seconds"]
     )
     assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 48, 12, 12)
-    assert "log_likelihood" in tree["sample_stats"] and tree.attrs["refined_by"] == "gibbs"
+    assert "recording_log_likelihood" in tree["sample_stats"] and tree.attrs["refined_by"] == "gibbs"
     assert len(arviz_base.convert_to_datatree(tree).children)
 
 

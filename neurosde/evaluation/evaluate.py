@@ -157,9 +157,10 @@ def run(options: Namespace) -> int:
     folder = options.out_dir or options.posterior.with_suffix("")
     config = {name: str(getattr(options, name)) for name in ("posterior", "truth", "network")}
     print(as_text(evaluation))
+    results = results_dataset(evaluation, config)
     with whole_file(folder / "results.nc") as temporary:
-        results_dataset(evaluation, config).to_netcdf(temporary, engine="netcdf4")
-    report = write_report(evaluation, folder)
+        results.to_netcdf(temporary, engine="netcdf4")
+    report = write_report(evaluation, folder, results.attrs)
     print(f"\nResults: {folder / 'results.nc'}\nReport:  {report}")
     return 0
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from neurosde.evaluation import figure_texts
 from neurosde.evaluation.calibration import LEVELS
+from neurosde.evaluation.figure_texts import most_variable
+from neurosde.evaluation.page import Picture, picture
 
 if TYPE_CHECKING:
     from neurosde.evaluation.evaluate import Evaluation
@@ -15,14 +18,18 @@ if TYPE_CHECKING:
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#808080"
 
 
-def figures(evaluation: Evaluation) -> dict[str, tuple[Figure, str]]:
-    """Draw all figures that the evaluation has data for: name → (figure, caption)."""
-    drawn = {"weights": (weights(evaluation), _WEIGHTS), "spectrum": (spectrum(evaluation), _SPECTRUM)}
-    if evaluation.truth is not None:
-        drawn["recovery"] = (true_against_inferred(evaluation), _RECOVERY)
-        drawn["coverage"] = (coverage_curve(evaluation), _COVERAGE)
-    drawn["traces"] = (traces(evaluation), _TRACES)
-    return drawn
+def pictures(evaluation: Evaluation) -> dict[str, Picture]:
+    """Draw all figures that the evaluation has data for, with a caption and a text of what is to be seen in each."""
+    e = evaluation
+    drawn = {
+        "weights": (weights(e), _WEIGHTS, figure_texts.weights(e)),
+        "spectrum": (spectrum(e), _SPECTRUM, figure_texts.spectrum(e)),
+    }
+    if e.truth is not None:
+        drawn["recovery"] = (true_against_inferred(e), _RECOVERY, figure_texts.true_against_inferred(e))
+        drawn["coverage"] = (coverage_curve(e), _COVERAGE, figure_texts.coverage_curve(e))
+    drawn["traces"] = (traces(e), _TRACES, figure_texts.traces(e))
+    return {name: picture(name, *parts) for name, parts in drawn.items()}
 
 
 _WEIGHTS = (
@@ -79,7 +86,7 @@ def true_against_inferred(e: Evaluation) -> Figure:
     assert e.truth is not None
     draws = e.tree["posterior"]["weights"].isel(chain=0).to_numpy()
     mean = draws.mean(0)
-    low, high = np.quantile(draws, (0.05, 0.95), axis=0)
+    low, high = np.quantile(draws, (0.05, 0.95), axis=0, method="weibull")  # as coverage is counted
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axis = figure.subplots()
     shown = np.random.default_rng(0).permutation(mean.size)[:300]
@@ -113,9 +120,9 @@ def coverage_curve(e: Evaluation) -> Figure:
 
 def traces(e: Evaluation) -> Figure:
     """Recorded and simulated rates of the four most variable neurons."""
-    observed = e.tree["observed_data"]["activity"].isel(trial=0)
+    observed = e.tree["observed_data"].dataset["activity"].isel(trial=0)
     predicted = e.tree["posterior_predictive"]["activity"].isel(chain=0, trial=0)
-    busiest = np.argsort(-observed.std("time").to_numpy())[:4]
+    busiest = most_variable(observed)
     figure = Figure(figsize=(7.2, 1.4 * len(busiest) + 0.6), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(busiest), 1, sharex=True))
     time = observed["time"].to_numpy()

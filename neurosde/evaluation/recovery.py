@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from neurosde.evaluation.page_table import Sense
+
+SENSES: dict[str, Sense] = {
+    "relative_error": "lower",
+    "correlation": "higher",
+    "r2": "higher",
+    "eigenvalue_error": "lower",
+    "spectral_radius_error": 0.0,
+}  # which values of each measure are better
+
 
 def recovery(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Compare an estimate of W with the truth.

@@ -1,23 +1,42 @@
-"""The report: one HTML file with every table and figure inside it, and the figures as PNG beside it."""
+"""The report of an evaluation: one page with every table and figure inside it, and the figures as PNG beside it."""
 
 from __future__ import annotations
 
-import base64
-import io
-from importlib.resources import files
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+import numpy as np
+import pandas as pd
+import xarray as xr
 
-from neurosde.provenance import whole_file
+from neurosde.evaluation.page import Section, write_page
+from neurosde.evaluation.page_table import Table
+from neurosde.evaluation.recovery import SENSES
 
 if TYPE_CHECKING:
     from neurosde.evaluation.evaluate import Evaluation
 
+_MEANINGS = {
+    "contraction": "1 − posterior variance / prior variance: 0 has learnt nothing, 1 everything",
+    "mean_error": "of the mean of the draws, against the exact posterior's",
+    "mean_error_floor": "the same for exact draws, from their number alone",
+    "whitened_variance": "variance of the draws, in units of the exact posterior's",
+    "coverage_50": "share of the true weights in the central 50 % interval",
+    "coverage_90": "share of the true weights in the central 90 % interval",
+    "truth_chi2": "squared distance of the truth from the mean, in units of what is expected",
+    "truth_p": "p-value of that distance, two-sided",
+}
 
-def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
+
+def write_report(evaluation: Evaluation, folder: str | Path, results: Mapping[str, Any]) -> Path:
     """Write `report.html` and the figures into a folder.
+
+    Args:
+        evaluation: what is reported.
+        folder: where to.
+        results: global attributes of the results, which say how the evaluation was made.
 
     Returns:
         Path of the report.
@@ -25,28 +44,105 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    from neurosde.evaluation.figures import figures  # here, since matplotlib is slow to import
+    from neurosde.evaluation.figures import pictures  # here, since matplotlib is slow to import
 
-    folder = Path(folder)
-    pictures = []
-    for name, (figure, caption) in figures(evaluation).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        with whole_file(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(buffer.getvalue())
-        pictures.append({"name": name, "caption": caption, "data": base64.b64encode(buffer.getvalue()).decode("ascii")})
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("neurosde.evaluation").joinpath("report.html").read_text("utf-8"))
-    tables = {"Recovery of W": evaluation.recovery, "Posterior-predictive checks": evaluation.predictive}
-    html = template.render(
-        attributes=evaluation.tree.attrs,
-        notes=evaluation.tree.attrs["notes"],
-        calibration=evaluation.calibration,
-        constants={name: float(v) for name, v in evaluation.tree["constant_data"].data_vars.items() if v.ndim == 0},
-        tables={name: table for name, table in tables.items() if table is not None},
-        pictures=pictures,
+    e, shown = evaluation, pictures(evaluation)
+    attributes = {str(name): value for name, value in e.tree.attrs.items()}
+    of_weights = tuple(shown[name] for name in ("recovery", "weights", "spectrum") if name in shown)
+    sections = [
+        Section("Weights" if e.recovery is None else "Recovery of W", _about_recovery(e), _recovery(e), of_weights)
+    ]
+    sections.append(
+        Section(
+            "Calibration",
+            (
+                "Coverage says little alone: the prior covers as announced too. Read it beside contraction"
+                + (", and the distance to the exact posterior." if "mean_error" in e.calibration else "."),
+            ),
+            (_calibration(e),),
+            tuple(shown[name] for name in ("coverage",) if name in shown),
+        )
     )
-    path = folder / "report.html"
-    with whole_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return path
+    sections.append(Section("Posterior-predictive checks", _about_predictive(e), _predictive(e), (shown["traces"],)))
+    if "refinement" in e.tree:
+        about = ("Draws were moved to the posterior of a trained prior; R-hat near 1 says that they went everywhere.",)
+        sections.append(
+            Section("Refinement", about, (_scalars(e.tree["refinement"].dataset, "How draws were refined"),))
+        )
+    constants = _scalars(e.tree["constant_data"].dataset, "Constants of the posterior")
+    sections.append(Section("What it rests on", (), (constants,)))
+    made: dict[str, Mapping[str, Any]] = {"The posterior": attributes, "This evaluation": results}
+    return write_page(
+        folder, attributes["title"], sections, made, summary=attributes["summary"], notes=attributes["notes"]
+    )
+
+
+def _about_recovery(e: Evaluation) -> tuple[str, ...]:
+    if e.recovery is None:
+        return ("The true weights are not known here; give them with --truth to measure how near the posterior is.",)
+    return (
+        "Errors are relative to the true weights: guessing zero has an error of 1. The posterior stands first, then "
+        "what it has to be compared with.",
+    )
+
+
+def _recovery(e: Evaluation) -> tuple[Table, ...]:
+    if e.recovery is None:
+        return ()
+    return (Table("Estimates of W against the true weights", e.recovery, SENSES),)
+
+
+def _calibration(e: Evaluation) -> Table:
+    data = pd.DataFrame(
+        {"value": e.calibration, "meaning": {name: _MEANINGS[name] for name in e.calibration}}
+    ).rename_axis("quantity")
+    data.index = data.index.str.replace("_", " ")
+    draws, N, _ = e.tree["posterior"]["weights"].isel(chain=0).shape
+    spread = {
+        "whitened variance": (1.0, math.sqrt(2 / (draws * N * N))),
+        "coverage 50": (0.5, 0.5 / N),
+        "coverage 90": (0.9, 0.3 / N),
+        "truth chi2": (1.0, math.sqrt(2) / N),
+    }  # mean and standard deviation that N² independent weights of a right posterior would give
+    middle, sd = np.array([spread.get(name, (math.nan, math.nan)) for name in data.index]).T
+    ends = middle + 1.96 * np.array([[-1.0], [1.0]]) * sd
+    ends = np.where(data.index.str.startswith("coverage"), np.clip(ends, 0, 1), ends)
+    low, high = (pd.DataFrame({"value": end}, data.index) for end in ends)
+    known = bool(np.isfinite(middle).any())
+    return Table(
+        "How sure the posterior is, and whether it should be",
+        data,
+        low=low if known else None,
+        high=high if known else None,
+        interval="where 95 % of right posteriors would lie, were their weights independent" if known else "",
+    )
+
+
+def _about_predictive(e: Evaluation) -> tuple[str, ...]:
+    if e.predictive is None:
+        return ("No activity was simulated from draws, so that nothing can be compared with the recording.",)
+    return (
+        "Would these weights have produced activity like the recorded one? A small p says that the model misses "
+        "something; a large one is no evidence that W is right.",
+    )
+
+
+def _predictive(e: Evaluation) -> tuple[Table, ...]:
+    if e.predictive is None:
+        return ()
+    titles = {"predicted": "predicted (mean)", "sd": "predicted (standard deviation)", "p": "p, two-sided"}
+    return (Table("Statistics of recorded and of simulated activity", e.predictive, titles=titles),)
+
+
+def _scalars(group: xr.Dataset, caption: str) -> Table:
+    """The numbers of a group of the posterior file, with what the file says of them."""
+    there = {str(name): one for name, one in group.data_vars.items() if one.ndim == 0}
+    data = pd.DataFrame(
+        {
+            "value": {name: float(one) for name, one in there.items()},
+            "unit": {name: str(one.attrs["units"]) for name, one in there.items()},
+            "meaning": {name: str(one.attrs["long_name"]) for name, one in there.items()},
+        }
+    )
+    data.index = data.index.str.replace("_", " ")
+    return Table(caption, data.rename_axis("quantity"), digits=6)

@@ -1,7 +1,6 @@
-"""`neurosde export`: a cube as a Zarr store, version 3, for object stores and parallel readers.
+"""Zarr stores, version 3, for object stores and parallel readers: of a cube, and how any is put in place when whole.
 
-Every chunk holds whole networks, so that one network's variable is one read. The store is written beside its place and
-renamed to it when it is whole.
+Every chunk of a cube holds whole networks, so that one network's variable is one read.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import os
 import shutil
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from tqdm import tqdm
 
 from neurosde.datasets.schema import validate_cube
 from neurosde.datasets.shards import open_cube
-from neurosde.options import OptionParser
 from neurosde.provenance import explained
 from neurosde.validation import optional_package
 
@@ -40,15 +37,13 @@ def export_zarr(path: str | Path, out: str | Path) -> Path:
         ValueError: not a whole cube, or `out` is there already.
         OSError: the folder cannot be written, or the disk is full.
     """
-    zarr = optional_package("zarr", "zarr")
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} is there already; remove it, or choose another name.")
+    optional_package("zarr", "zarr")
+    out = check_new(out)
     with open_cube(path) as cube:
         validate_cube(cube)
         count = cube.sizes["network"]
         block = max(1, min(count, CHUNK_BYTES * count // max(cube["activity"].nbytes, 1)))
-        with _whole_folder(out) as temporary:
+        with whole_store(out) as temporary:
             for first in tqdm(range(0, count, block), unit="chunk", disable=None):
                 part = cube.isel(network=slice(first, first + block)).load()
                 if first == 0:
@@ -56,9 +51,6 @@ def export_zarr(path: str | Path, out: str | Path) -> Path:
                 else:
                     shared = [name for name, array in part.variables.items() if "network" not in array.dims]
                     part.drop_vars(shared).to_zarr(temporary, append_dim="network", consolidated=False)
-            with warnings.catch_warnings():  # that the standard has no consolidated metadata yet; others skip over them
-                warnings.simplefilter("ignore")
-                zarr.consolidate_metadata(temporary)
     return out
 
 
@@ -70,13 +62,32 @@ def _chunks(cube: xr.Dataset, networks: int) -> dict[Any, Any]:
     }
 
 
+def check_new(path: str | Path) -> Path:
+    """Return the path of something to be written where nothing is yet.
+
+    Raises:
+        ValueError: something is there.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it, or choose another name.")
+    return path
+
+
 @contextlib.contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; when the block succeeds it is synced and renamed to `path`."""
+def whole_store(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; a store written there is consolidated, synced and renamed to `path`.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the message names the store.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with warnings.catch_warnings():  # that the standard has no consolidated metadata yet; others skip over them
+            warnings.simplefilter("ignore")
+            optional_package("zarr", "zarr").consolidate_metadata(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -86,17 +97,3 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         raise explained(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def add_arguments(parser: OptionParser) -> None:
-    """Add the options of `neurosde export`."""
-    parser.add_argument("cube", type=Path, metavar="CUBE", help="a cube, or a folder of shards")
-    parser.add_argument("--zarr", type=Path, required=True, metavar="OUT", help="folder of the Zarr store to write")
-
-
-def run(options: Namespace) -> int:
-    """Write the store and say where it is."""
-    out = export_zarr(options.cube, options.zarr)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB; open it with xarray.open_zarr")
-    return 0
