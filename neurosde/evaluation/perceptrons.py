@@ -13,7 +13,7 @@ BATCH = 128
 STEPS = 600
 CHECK_EVERY = 20  # steps
 PROGRESS = 1e-3  # of the cross-entropy, which is log 2 for a coin
-PATIENCE = 5  # checks without progress in any classifier
+PATIENCE = 5
 HELD_BACK = 8  # one in so many training rows says when to stop
 
 
@@ -44,7 +44,15 @@ class Perceptrons(nn.Module):
 
 
 def train_perceptrons(
-    network: Perceptrons, features: Tensor, labels: Tensor, train: Tensor, held: Tensor, generator: torch.Generator
+    network: Perceptrons,
+    features: Tensor,
+    labels: Tensor,
+    train: Tensor,
+    held: Tensor,
+    generator: torch.Generator,
+    *,
+    decay: float = 1.0,
+    patience: int = PATIENCE,
 ) -> None:
     """Train all together; each keeps the weights with which it did best on what was held back for that.
 
@@ -55,8 +63,11 @@ def train_perceptrons(
         train: rows that each is trained on, shape (classifier, of them).
         held: rows that say when to stop, shape (classifier, of them).
         generator: of the batches.
+        decay: AdamW's weight decay. A strong one keeps a classifier of few draws from learning them by heart, and lets
+            differences in spread, at which a perceptron starts without a slope, be learnt late or never.
+        patience: checks without progress in any classifier after which all stop.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1.0, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=decay, fused=True)
     best = torch.full((len(train),), torch.inf)
     kept = [parameter.detach().clone() for parameter in network.parameters()]
     since = 0
@@ -69,7 +80,7 @@ def train_perceptrons(
                 for old, parameter in zip(kept, network.parameters(), strict=True):
                     old[better] = parameter[better]
             since = 0 if better.any() else since + 1
-            if since == PATIENCE:
+            if since == patience:
                 break
         chosen = torch.randint(train.shape[1], (BATCH,), generator=generator)
         optimizer.zero_grad()
