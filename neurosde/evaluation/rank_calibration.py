@@ -72,7 +72,7 @@ def rank_curves(ranks: np.ndarray, draws: int, level: float = 0.95) -> RankCurve
     cuts = np.unique(np.linspace(1, draws, min(draws, POINTS)).round().astype(int))
     z = cuts / (draws + 1)
     counts = (ranks[..., None] < cuts).sum(1)
-    tails = 2 * np.minimum(binom.cdf(counts, n, z), binom.sf(counts - 1, n, z))
+    tails = _tails(n, tuple(z))[counts, np.arange(len(z))]
     p = np.array([1 - _inside(*_interval(n, z, tail * (1 + 1e-9)), n, z) for tail in tails.min(-1)])
     lower, upper = _band(n, tuple(z), level)
     return RankCurves(z, counts / n, lower / n, upper / n, np.clip(p, 0, 1))
@@ -92,10 +92,16 @@ def _band(n: int, levels: tuple[float, ...], level: float) -> tuple[np.ndarray, 
     return _interval(n, z, low)
 
 
+@lru_cache(maxsize=8)
+def _tails(n: int, levels: tuple[float, ...]) -> np.ndarray:
+    """Two-sided pointwise p-value of each count at each point, shape (count, point)."""
+    counts, z = np.arange(n + 1)[:, None], np.array(levels)
+    return 2 * np.minimum(binom.cdf(counts, n, z), binom.sf(counts - 1, n, z))
+
+
 def _interval(n: int, z: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest count whose two-sided pointwise p-value is above `tail`."""
-    counts = np.arange(n + 1)[:, None]
-    above = 2 * np.minimum(binom.cdf(counts, n, z), binom.sf(counts - 1, n, z)) > tail
+    above = _tails(n, tuple(z)) > tail
     some = above.any(0)
     return np.where(some, above.argmax(0), 0), np.where(some, n - above[::-1].argmax(0), -1)
 
