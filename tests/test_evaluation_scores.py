@@ -104,13 +104,14 @@ def test_the_divergence_of_normal_laws_is_that_of_its_closed_form_and_its_floor_
 
 def test_the_forest_is_at_chance_for_one_law_and_near_the_optimum_for_two():
     rng = np.random.default_rng(6)
-    same = [c2st(*rng.normal(size=(2, 400, 5)), seed=k, classifier="forest").accuracy for k in range(2)]
-    assert np.mean(same) == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 800 / 2))
+    same = [c2st(*rng.normal(size=(2, 250, 5)), seed=k, classifier="forest").accuracy for k in range(2)]
+    assert np.mean(same) == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 500 / 2))
     first, second = rng.normal(size=(2, 400, 5))
     second[:, 0] += 2
     found, best = c2st(first, second, classifier="forest"), scipy.stats.norm.cdf(1)
     assert best - 0.05 < found.accuracy < best + 4 * found.standard_error
-    assert c2st(first[:20], second[:20], classifier="forest") == c2st(first[:20], second[:20], classifier="forest")
+    again = [c2st(first[:20], second[:20], classifier="forest") for _ in range(2)]
+    assert again[0] == again[1]  # seeded
 
 
 def test_bad_input_is_named():
