@@ -277,7 +277,7 @@ def transitions(
     recorded, name = (activity, "activity") if voltage is None else (voltage, "voltage")
     if recorded is None:
         raise ValueError("transition_statistics needs activity or voltage; got neither.")
-    data = _as_trials(recorded, name)
+    data = as_trials(recorded, name)
     trials, samples, N = data.shape
     resolution = resolution if resolution is not None else torch.finfo(data.dtype).eps
     current = _as_input(input, trials, samples, N)
@@ -297,7 +297,12 @@ def transitions(
             yield Transitions(trial, h[:-1], x[:-1], y, y_error, good, gain)
 
 
-def _as_trials(recorded: ArrayLike | Tensor, name: str) -> Tensor:
+def as_trials(recorded: ArrayLike | Tensor, name: str) -> Tensor:
+    """Return a recording (time, neuron) or (trial, time, neuron) as the latter, on the CPU.
+
+    Raises:
+        ValueError: wrong shapes, numbers that are not floating-point, or NaN.
+    """
     data = torch.as_tensor(np.asarray(recorded) if not isinstance(recorded, Tensor) else recorded.detach().cpu())
     if not data.is_floating_point():
         raise ValueError(f"{name} must be floating-point numbers; got {data.dtype}.")

@@ -39,6 +39,7 @@ from neurosde.evaluation.posterior_benchmark import (
     simulated,
 )
 from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
+from neurosde.evaluation.scores import spread_ratios
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
@@ -268,11 +269,8 @@ def _compared(found: _Found, cell: _Cell, seed: int) -> Iterator[tuple[str, Any]
     if found.draws is None:
         return
     of_exact, of_found = exact.weights @ directions, found.draws @ directions
+    yield from spread_ratios(found.draws.numpy(), exact.weights.numpy(), directions.numpy()).items()
     spread = of_exact.std(0)
-    yield "sd", (of_found.var(0).mean((-1, -2)) / spread.square().mean((-1, -2))).sqrt()
-    ratio = of_found.var(0).mean(-2) / spread.square().mean(-2)  # of each direction, averaged over rows
-    yield "least_variance", ratio.amin(-1)
-    yield "largest_variance", ratio.amax(-1)
     unit = torch.where(spread > 0, spread, math.inf)  # a row without connections in any draw
     pairs = [(one / unit).flatten(2).numpy() for one in (of_exact, of_found)]
     yield "c2st", [c2st(pairs[0][:, k], pairs[1][:, k], seed=seed).accuracy for k in range(len(cell.truth))]

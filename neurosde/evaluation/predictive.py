@@ -6,9 +6,15 @@ the same statistics.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
+from neurosde.likelihood import TransitionStatistics
 from neurosde.summary import summary_stats
 
 
@@ -57,3 +63,28 @@ def statistics(activity: np.ndarray, dt: float) -> dict[str, float]:
         "autocorrelation time": float(stats.autocorrelation_time),
         "dimension": float(stats.dimension),
     }
+
+
+def held_out_log_likelihood(
+    weights: ArrayLike | Tensor, held_out: TransitionStatistics, noise_std: float | Tensor
+) -> float:
+    """Log density of held-out transitions, for each of them, in nats: of an estimate of W, or of a posterior's draws.
+
+    Of draws it is the log of their mean density, log (1/S) Σ_s p(held out | W_s), the posterior-predictive density.
+    With long held-out recordings the best draw outweighs all others, so that few draws of many weights look worse than
+    the posterior is.
+
+    Args:
+        weights: an estimate (post, pre), or posterior draws (draw, post, pre).
+        held_out: sums over transitions that the weights were not inferred from.
+        noise_std: σ per √time, or one for each draw, shape (draw,).
+
+    Raises:
+        ValueError: weights of another size.
+    """
+    W = torch.as_tensor(np.asarray(weights) if not isinstance(weights, Tensor) else weights.detach().cpu()).double()
+    N = held_out.num_neurons
+    if W.ndim not in (2, 3) or W.shape[-2:] != (N, N):
+        raise ValueError(f"weights must be ({N}, {N}) or (draw, {N}, {N}); got {tuple(W.shape)}.")
+    density = held_out.log_likelihood(W, noise_std).reshape(-1)
+    return float(density.logsumexp(0) - math.log(len(density))) / held_out.count
