@@ -23,6 +23,7 @@ from neurosde.evaluation import (
     denoising_benchmark,
     engine_calibration,
     exact_benchmark,
+    inference_benchmark,
     loader_benchmark,
     posterior_benchmark,
     refinement_benchmark,
@@ -165,6 +166,8 @@ def add_arguments(parser: OptionParser) -> None:
     exact_benchmark.add_arguments(sub)
     sub = kinds.add_parser("refinement", help="refiners beside the exact posterior, with the prior's exact denoiser")
     refinement_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("inference", help="every method on every task: one cube of results and a report")
+    inference_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
