@@ -27,6 +27,7 @@ from neurosde.evaluation import (
     posterior_benchmark,
     refinement_benchmark,
     sampling_benchmark,
+    sbibm_benchmark,
     simulation_benchmark,
 )
 from neurosde.evaluation.engine_calibration import EngineCalibration
@@ -165,6 +166,8 @@ def add_arguments(parser: OptionParser) -> None:
     exact_benchmark.add_arguments(sub)
     sub = kinds.add_parser("refinement", help="refiners beside the exact posterior, with the prior's exact denoiser")
     refinement_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("sbibm", help="a vector diffusion beside published methods, on tasks of sbibm")
+    sbibm_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
