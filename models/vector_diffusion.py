@@ -12,7 +12,9 @@ Training holds back a tenth of the pairs. After every so many steps the running 
 at fixed noise; the best one is kept, and training ends when there was none better for a while.
 
 A prior of bounded support may be told: draws outside it are rejected and drawn again, which is what the learnt density
-is where the prior is not 0.
+is where the prior is not 0. Training on θ mapped to an unbounded space, where the prior is normal, did not help: of four
+accuracies of a classifier between exact draws and others, means over five observations of two moons and SLCP after 1000
+and 10 000 simulations (`neurosde.evaluation.sbibm_tasks`), it raised two, by 0.03 and 0.05, and lowered one, by 0.01.
 
 References:
     Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),
@@ -52,10 +54,10 @@ class VectorTraining:
 
     width: int = field(default=128, metadata={"help": "units of a layer"})
     blocks: int = field(default=3, metadata={"help": "residual blocks"})
-    steps: int = field(default=3000, metadata={"help": "optimiser steps, at most"})
+    steps: int = field(default=5000, metadata={"help": "optimiser steps, at most"})
     batch: int = field(default=256, metadata={"help": "pairs per step, with fresh noise"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "largest step size of Adam"})
-    dropout: float = field(default=0.1, metadata={"help": "share of units left out"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "largest step size of Adam"})
+    dropout: float = field(default=0.0, metadata={"help": "share of units left out"})
     patience: int = field(default=20, metadata={"help": f"checks, every {CHECK_EVERY} steps, without progress"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
