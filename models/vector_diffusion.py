@@ -11,10 +11,11 @@ and the loss is that between F and (θ − θ_s/(1 + s²)) √(1 + s²)/s. F is 
 Training holds back a tenth of the pairs. After every so many steps the running average of the weights is tried on them,
 at fixed noise; the best one is kept, and training ends when there was none better for a while.
 
-A prior of bounded support may be told: draws outside it are rejected and drawn again, which is what the learnt density
-is where the prior is not 0. Training on θ mapped to an unbounded space, where the prior is normal, did not help: of four
-accuracies of a classifier between exact draws and others, means over five observations of two moons and SLCP after 1000
-and 10 000 simulations (`neurosde.evaluation.sbibm_tasks`), it raised two, by 0.03 and 0.05, and lowered one, by 0.01.
+A prior of bounded support may be told: draws outside it are rejected and drawn again, which leaves the learnt density
+as it is where the prior is not 0. Training on θ mapped to an unbounded space, where the prior is normal, did not help:
+of four accuracies of a classifier between exact draws and others, means over five observations of two moons and SLCP
+after 1000 and 10 000 simulations (`neurosde.evaluation.sbibm_tasks`), it raised two, by 0.03 and 0.05, left one, and
+lowered one, by 0.01.
 
 References:
     Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),
