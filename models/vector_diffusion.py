@@ -55,7 +55,7 @@ class VectorTraining:
 
     width: int = field(default=128, metadata={"help": "units of a layer"})
     blocks: int = field(default=3, metadata={"help": "residual blocks"})
-    steps: int = field(default=5000, metadata={"help": "optimiser steps, at most"})
+    steps: int = field(default=4000, metadata={"help": "optimiser steps, at most"})
     batch: int = field(default=256, metadata={"help": "pairs per step, with fresh noise"})
     learning_rate: float = field(default=1e-3, metadata={"help": "largest step size of Adam"})
     dropout: float = field(default=0.0, metadata={"help": "share of units left out"})

@@ -80,7 +80,8 @@ def test_a_command_that_was_stopped_goes_on_after_the_rows_it_has(tmp_path, caps
     assert row[1] == "1000" and row[6] == "0.667 / 0.724"
 
     assert main([*command, "--seed", "1"]) == 2
-    assert "another benchmark (seed = 0 there, 1 now); choose another --out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "another benchmark (seed = 0 there, 1 now, training = {" in said and "choose another --out" in said
     out.write_text("nothing")
     assert main(command) == 2
     assert "is no result of this benchmark" in capsys.readouterr().err

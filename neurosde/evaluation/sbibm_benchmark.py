@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,9 +113,18 @@ def _empty(c: SbibmBenchmark) -> xr.Dataset:
     }
     results = xr.Dataset(data, {"task": list(c.tasks), "simulations": list(c.simulations)})
     results.attrs = global_attributes(
-        "Vector diffusion on tasks of sbibm", f"{c.draws} draws per observation. {hardware()}", c, c.seed
+        "Vector diffusion on tasks of sbibm", f"{c.draws} draws per observation. {hardware()}", _contents(c), c.seed
     )
     return results
+
+
+def _contents(c: SbibmBenchmark) -> dict[str, Any]:
+    """All that rows depend on."""
+    return asdict(c) | {"training": asdict(_training(c))}
+
+
+def _training(c: SbibmBenchmark) -> VectorTraining:
+    return VectorTraining(seed=c.seed)
 
 
 def _read(path: Path, c: SbibmBenchmark) -> xr.Dataset:
@@ -124,9 +134,9 @@ def _read(path: Path, c: SbibmBenchmark) -> xr.Dataset:
             results = there.load()
     except OSError as error:
         raise ValueError(f"{path} is no result of this benchmark ({error}); choose another --out.") from error
-    config = str(results.attrs.get("config", "{}"))
-    if set(results.data_vars) != {*OF_OBSERVATION, *OF_ROW} or config_changes(config, config_json(c)):
-        changes = config_changes(config, config_json(c)) or "other variables"
+    changes = config_changes(str(results.attrs.get("config", "{}")), config_json(_contents(c)))
+    if changes or set(results.data_vars) != {*OF_OBSERVATION, *OF_ROW}:
+        changes = changes or "other variables"
         raise ValueError(f"{path} is of another benchmark ({changes}); choose another --out.")
     return results
 
@@ -137,7 +147,7 @@ def _row(task: Task, simulations: int, c: SbibmBenchmark) -> dict[str, np.ndarra
     theta = task.prior(simulations, source)
     x = task.simulate(theta, source)
     began = time.perf_counter()
-    trained = train_vector_posterior(theta, x, VectorTraining(seed=c.seed), support=task.allowed, progress=True)
+    trained = train_vector_posterior(theta, x, _training(c), support=task.allowed, progress=True)
     seconds = time.perf_counter() - began
     found: dict[str, list[float]] = {name: [] for name in OF_OBSERVATION}
     for number in range(c.observations):
