@@ -4,7 +4,7 @@ With the mean x̄ and the scatter A of four points N(m, S), the posterior of S f
 proportional to |S|^(−3/2) exp(−½ tr(S⁻¹A)) on the prior's cube of (θ₃, θ₄, θ₅), and m given S is N(x̄, S/4). The first
 is even in θ₃ and in θ₄. So (|θ₃|, |θ₄|, θ₅) is drawn from the cells of a grid, uniformly within one, then m, and random
 signs. Of these proposals, of known density, as many are rejected as makes up for the grid's error and for the bounds on
-m; what is left are independent draws. The largest importance is that seen among all proposals.
+m; what is left are independent draws. The largest importance is that seen among all proposals; the cells bound it.
 
 References:
     Benchmarking simulation-based inference (Lueckmann, Boelts, Greenberg, Gonçalves, Macke, 2021), appendix T,
@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool3d
 
 POINTS = 4
 JITTER = 1e-6  # that sbibm's simulator adds to the variances
@@ -134,10 +135,15 @@ def _finer(edges: Tensor, mass: Tensor) -> Tensor:
 
 
 def _masses(edges: list[Tensor], scatter: Tensor) -> Tensor:
-    middles = torch.meshgrid(*[(edge[1:] + edge[:-1]) / 2 for edge in edges], indexing="ij")
-    theta = torch.stack([torch.zeros_like(middles[0]), torch.zeros_like(middles[0]), *middles], -1)
+    """Bounds of the cells' log masses where the density is monotone within a cell: its largest value at a corner.
+
+    With these the importance of proposals is bounded, too: that of a cell's middle is not where a density is steep.
+    """
+    corners = torch.meshgrid(*edges, indexing="ij")
+    theta = torch.stack([torch.zeros_like(corners[0]), torch.zeros_like(corners[0]), *corners], -1)
+    largest = max_pool3d(_log_shape(point_covariance(theta), scatter)[None, None], 2, stride=1)[0, 0]
     widths = torch.meshgrid(*[edge[1:] - edge[:-1] for edge in edges], indexing="ij")
-    return _log_shape(point_covariance(theta), scatter) + torch.stack(widths).log().sum(0)
+    return largest + torch.stack(widths).log().sum(0)
 
 
 def _uniform(shape: tuple[int, ...], source: torch.Generator | None) -> Tensor:
