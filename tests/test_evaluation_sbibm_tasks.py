@@ -130,3 +130,9 @@ def test_bad_input_says_what_was_expected():
         SLCP().posterior(torch.full((8,), 40.0) + torch.arange(8), 4)
     with pytest.raises(ValueError, match="number must be at least 0"):
         observation(TwoMoons(), -1)
+
+
+def test_slcp_posterior_is_not_starved_by_a_steep_cell():
+    """At observation 2 a spread is known to a few per cent, and the density is steep across cells."""
+    _, x = observation(SLCP(), 2)
+    assert SLCP().posterior(x, 20_000, 1).unique(dim=0).shape == (20_000, 5)
