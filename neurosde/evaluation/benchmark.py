@@ -28,6 +28,7 @@ from neurosde.evaluation import (
     posterior_benchmark,
     refinement_benchmark,
     sampling_benchmark,
+    sbibm_benchmark,
     simulation_benchmark,
 )
 from neurosde.evaluation.engine_calibration import EngineCalibration
@@ -168,6 +169,8 @@ def add_arguments(parser: OptionParser) -> None:
     refinement_benchmark.add_arguments(sub)
     sub = kinds.add_parser("inference", help="every method on every task: one cube of results and a report")
     inference_benchmark.add_arguments(sub)
+    sub = kinds.add_parser("sbibm", help="a vector diffusion beside published methods, on tasks of sbibm")
+    sbibm_benchmark.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")

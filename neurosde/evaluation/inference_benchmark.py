@@ -261,7 +261,9 @@ def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde benchmark inference`."""
     add_options(parser, InferenceBenchmark)
     add_options(parser.add_argument_group("execution"), Execution)
-    parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder (default results/inference)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/inference"), help="folder (default results/inference)"
+    )
     parser.set_defaults(run=run)
 
 

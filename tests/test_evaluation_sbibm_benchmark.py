@@ -1,0 +1,114 @@
+"""The benchmark on sbibm's tasks: what is exact is found to be, a command that was killed goes on, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from neurosde.cli import main
+from neurosde.evaluation import sbibm_benchmark as module
+from neurosde.evaluation.sbibm_benchmark import SbibmBenchmark, markdown_table, sbibm_benchmark
+from neurosde.evaluation.sbibm_published import METHODS, PUBLISHED
+from neurosde.evaluation.sbibm_tasks import TASKS
+from neurosde.models.vector_diffusion import VectorTraining
+
+OPTIONS = ["--tasks", "two_moons", "gaussian_linear", "--simulations", "1000", "--observations", "2", "--draws", "20"]
+
+
+class Exact:
+    """What a perfect training would return."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def sample(self, x, draws, *, steps, generator):
+        return self.task.posterior(x, draws, generator)
+
+
+def test_a_perfect_posterior_is_told_from_no_other(monkeypatch):
+    by_dim = {task.dim: task for task in TASKS.values()}
+    monkeypatch.setattr(module, "train_vector_posterior", lambda theta, *_, **__: Exact(by_dim[theta.shape[1]]))
+    found = sbibm_benchmark(SbibmBenchmark(simulations=(1000,), observations=1, draws=1000))
+    for name in ("c2st", "c2st_exact"):
+        np.testing.assert_allclose(found[name], 0.5, atol=4 * math.sqrt(0.25 / 2000))
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Short trainings, of which the numbers of pairs are noted."""
+    noted = []
+    train = module.train_vector_posterior
+
+    def short(theta, x, config, **options):
+        noted.append((theta.shape[1], len(theta)))
+        return train(theta, x, VectorTraining(width=8, blocks=1, steps=2, seed=config.seed), **options)
+
+    monkeypatch.setattr(module, "train_vector_posterior", short)
+    return noted
+
+
+def test_a_command_that_was_stopped_goes_on_after_the_rows_it_has(tmp_path, capsys, monkeypatch, trainings):
+    out = tmp_path / "sbibm.nc"
+    command = ["benchmark", "sbibm", *OPTIONS, "--steps", "4", "--out", str(out)]
+    whole = tmp_path / "whole.nc"
+    assert main([*command[:-1], str(whole)]) == 0
+    assert trainings == [(2, 1000), (10, 1000)]
+    run_row = module._row
+
+    def stopped(task, simulations, c):
+        if task.name == "gaussian_linear":
+            raise KeyboardInterrupt
+        return run_row(task, simulations, c)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_row", stopped)
+        assert main(command) == 130
+    trainings.clear()
+    assert main(command) == 0
+    assert trainings == [(10, 1000)]
+    trainings.clear()
+    assert main(command) == 0 and not trainings  # nothing is left to do
+    said = capsys.readouterr().out
+    with xr.open_dataset(out) as results, xr.open_dataset(whole) as expected:
+        for name in ("c2st", "c2st_exact"):
+            assert results[name].dims == ("task", "simulations", "observation")
+            xr.testing.assert_equal(results[name], expected[name])
+        assert not results["seconds"].isnull().any() and results["seconds"].attrs["units"] == "s"
+        assert markdown_table(results) in said
+    row = next(line.split(" | ") for line in said.splitlines() if line.startswith("| two_moons"))
+    assert row[1] == "1000" and row[6] == "0.667 / 0.724"
+
+    assert main([*command, "--seed", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "another benchmark (seed = 0 there, 1 now, training = {" in said and "choose another --out" in said
+    out.write_text("nothing")
+    assert main(command) == 2
+    assert "is no result of this benchmark" in capsys.readouterr().err
+
+
+def test_one_observation_has_no_standard_error(trainings):
+    found = sbibm_benchmark(SbibmBenchmark(tasks=("two_moons",), simulations=(20,), observations=1, draws=20, steps=2))
+    assert "±" not in markdown_table(found) and "/" not in markdown_table(found)  # nothing was published for 20
+
+
+def test_published_figures_are_accuracies_of_known_tasks():
+    for (task, count), figures in PUBLISHED.items():
+        assert task in TASKS and count in (1000, 10_000) and len(figures) == len(METHODS)
+        assert all(0.5 < value < 1 for pair in figures for value in pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"tasks": ("sir",)}, "tasks must be of two_moons, gaussian_linear, slcp; got sir"),
+        ({"tasks": ()}, "tasks must be one or several"),
+        ({"simulations": (1000, 1000)}, "each named once; got 1000 1000"),
+        ({"simulations": (10,)}, "simulations must be at least 20; got 10"),
+        ({"observations": 0}, "observations must be at least 1"),
+        ({"draws": 9}, "draws must be at least 10"),
+    ],
+)
+def test_bad_input_says_what_was_expected(options, match):
+    with pytest.raises(ValueError, match=match):
+        SbibmBenchmark(**options)
