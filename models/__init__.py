@@ -17,6 +17,7 @@ from neurosde.models.model_files import pretrained_names
 from neurosde.models.posterior_file import open_posterior, save_posterior
 from neurosde.models.rollout import RolloutLikelihood
 from neurosde.models.samplers import sample
+from neurosde.models.twisted_smc import TwistedSMC
 
 __all__ = [
     "CFGPosterior",
@@ -40,6 +41,7 @@ __all__ = [
     "SpikeAndSlabMixtureDenoiser",
     "SpikedDenoiser",
     "SplitGibbs",
+    "TwistedSMC",
     "empirical_bayes",
     "fold",
     "folding_time",

@@ -21,8 +21,8 @@ That gradient holds products of J, which grow e-fold in the time t* of `neurosde
 Lyapunov time. Windows are no longer than that: beyond, gradients explode in chaos, and δ outgrows the linearisation.
 
 References:
-    Multiple shooting: Recent advances in parameter estimation in chemistry and biotechnology by boundary value problem
-    methods (Bock, 1983), https://doi.org/10.1007/978-1-4684-8365-5 (Numerical Treatment of Inverse Problems)
+    Recent advances in parameter identification techniques for O.D.E. (Bock, 1983), multiple shooting,
+    https://doi.org/10.1007/978-1-4684-7324-7_7
     Parameter estimation in nonlinear stochastic differential equations (Timmer, 2000), multiple shooting in chaos,
     https://doi.org/10.1016/S0960-0779(00)00015-1
     Stochastic processes in physics and chemistry (van Kampen, 2007), chapter X, the linear noise approximation
