@@ -25,6 +25,7 @@ from neurosde.evaluation import (
     exact_benchmark,
     loader_benchmark,
     posterior_benchmark,
+    refined_calibration,
     refinement_benchmark,
     sampling_benchmark,
     simulation_benchmark,
@@ -165,6 +166,10 @@ def add_arguments(parser: OptionParser) -> None:
     exact_benchmark.add_arguments(sub)
     sub = kinds.add_parser("refinement", help="refiners beside the exact posterior, with the prior's exact denoiser")
     refinement_benchmark.add_arguments(sub)
+    sub = kinds.add_parser(
+        "refined", help="draws of a trained posterior before and after refining: calibrated, better?"
+    )
+    refined_calibration.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
