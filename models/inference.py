@@ -389,8 +389,8 @@ def _rollout(
     folding = float(folding_time(some, *path, drive=recording.drive).min())
     lyapunov = float(lyapunov_time(some, *path, drive=recording.drive).min())
     found = RolloutLikelihood(recording, noise_std, window=config.window, horizon=min(folding, lyapunov))
-    chaos = f"the Lyapunov time is {lyapunov:.3g}" if math.isfinite(lyapunov) else "there is no chaos"
-    grow = f"grow e-fold in {folding:.3g}" if math.isfinite(folding) else "do not grow e-fold"
+    chaos = f"the Lyapunov time is {lyapunov:.3g}" if math.isfinite(lyapunov) else "paths are not chaotic"
+    grow = f"grow e-fold in {folding:.3g}" if math.isfinite(folding) else "were not seen to grow e-fold"
     asked = "" if config.window is None else f" ({config.window:g} was asked for)"
     notes.append(
         f"the likelihood is of roll-outs over {found.windows} windows of at most {found.window:.3g}{asked}; gradients "
