@@ -34,6 +34,7 @@ def exact_then_wrong(posterior, name, statistics, c, seed):
     return [(draws, 1.0), (0.5 * draws, 2.0)]
 
 
+@pytest.mark.slow
 def test_what_is_exact_and_what_is_not(base, monkeypatch, tmp_path):
     """Gaussian weights of gain 1, for which the exact posterior is calibrated."""
     monkeypatch.setattr(module, "_refined", exact_then_wrong)
@@ -69,6 +70,7 @@ def test_the_score_of_the_truth_is_zero_and_of_others_what_they_are_off_by():
     assert held_out_score(off[None], W, h, 0.1, scale) < both < 0
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monkeypatch):
     out = tmp_path / "rows.nc"
     options = ["--N", "6", "--families", "dale", "sparse", "--networks", "3", "--draws", "4", "--length", "30"]
