@@ -1,6 +1,8 @@
-"""Guidance by a likelihood of one's own: any function of W that is differentiable twice, by a simulator, say.
+"""Guidance by a likelihood of one's own: any function of W that can be differentiated, through a simulator, say.
 
 References:
+    Diffusion posterior sampling for general noisy inverse problems (Chung, Kim, Mccann, Klasky, Ye, 2023),
+    https://arxiv.org/abs/2209.14687
     Pseudoinverse-guided diffusion models for inverse problems (Song, Vahdat, Mardani, Kautz, 2023), of which this is
     the extension to likelihoods that are not Gaussian, https://openreview.net/forum?id=9_gsMA8MRKQ
 """
@@ -120,6 +122,37 @@ class FunctionGuidance(LikelihoodGuidance):
             return torch.zeros_like(u) if found is None else -found.reshape(u.shape)
 
         return value.detach().reshape(J.shape[:-2]), slope.detach().reshape(J.shape), curvature
+
+
+class FunctionGradient(FunctionGuidance):
+    """DPS for a likelihood of one's own, differentiable once: u is its gradient at the denoised mean.
+
+    As if no other W were possible: biased, and quick to diverge where the data tell much (`FunctionGuidance` is better
+    and takes many evaluations more).
+
+    Args:
+        denoise: the prior's denoiser, in units of `scale`.
+        log_prob: see `FunctionGuidance`.
+        N: neurons.
+        scale: s₀, what the unit of the denoiser stands for.
+    """
+
+    def __init__(self, denoise: Denoiser, log_prob: Callable[[Tensor], Tensor], N: int, scale: float = 1.0) -> None:
+        super().__init__(denoise, log_prob, N, scale)
+
+    def slope(self, mean: Tensor) -> Tensor:
+        """∇ log p at the denoised mean."""
+        N = mean.shape[-1]
+        point = mean.detach().reshape(-1, N, N).requires_grad_(True)
+        with torch.enable_grad():
+            value = self.log_prob(self.scale * point)
+            _check_log_prob(value, len(point))
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return slope.reshape(mean.shape)
+
+    def force(self, slope: Tensor, s2: Tensor, covariance: LinearMap) -> Tensor:
+        """Return the slope."""
+        return slope
 
 
 def _check_log_prob(value: Tensor, count: int) -> None:

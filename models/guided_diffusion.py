@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,7 @@ from neurosde.models.dps import (
     log_likelihood,
 )
 from neurosde.models.edm import SIGMA_MIN, Denoiser, Evidence, noise_levels
+from neurosde.models.function_guidance import FunctionGradient, FunctionGuidance
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
@@ -36,6 +38,7 @@ Guidance = Literal["mmps", "pigdm", "dps"]
 GUIDANCES: dict[str, type[LikelihoodGuidance]] = {
     "mmps": MomentMatching, "pigdm": PseudoinverseGuidance, "dps": DiffusionPosteriorSampling
 }  # fmt: skip
+OF_FUNCTIONS: dict[str, type[FunctionGuidance]] = {"pigdm": FunctionGuidance, "dps": FunctionGradient}
 STEPS = 64
 RHO = 3.0
 
@@ -50,19 +53,26 @@ class GuidedDiffusion:
         steps: noise levels.
         rho: standard deviation of the noise that is added, in the units of the denoiser; much more than the default
             is more than the derivatives of a trained network bear.
+        log_prob: a likelihood of one's own, of weights (draw, post, pre) in the units of the denoiser, that guides in
+            place of the evidence's, by "pigdm" (`FunctionGuidance`) or "dps" (`FunctionGradient`).
 
     Raises:
-        ValueError: an unknown guidance, or numbers out of range.
+        ValueError: an unknown guidance, or one that needs a Gaussian likelihood, or numbers out of range.
     """
 
     denoise: Denoiser
     guidance: Guidance = "mmps"
     steps: int = STEPS
     rho: float = RHO
+    log_prob: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.guidance not in get_args(Guidance):
             raise ValueError(f"guidance must be one of {get_args(Guidance)}; got {self.guidance!r}.")
+        if self.log_prob is not None and self.guidance not in OF_FUNCTIONS:
+            raise ValueError(
+                f"a likelihood of one's own guides by one of {tuple(OF_FUNCTIONS)}; got guidance {self.guidance!r}."
+            )
         check_count(self.steps, "steps", 2)
         if check_positive(self.rho, "rho") <= SIGMA_MIN:
             raise ValueError(f"rho must exceed the smallest noise level, {SIGMA_MIN}; got {self.rho}.")
@@ -84,8 +94,12 @@ class GuidedDiffusion:
         source = as_generator(generator, draws.device)
         before = draws.double()
         noise = torch.randn(before.shape, generator=source, dtype=torch.float64, device=before.device)
+        if self.log_prob is None:
+            guided = GUIDANCES[self.guidance](self.denoise, evidence)
+        else:
+            guided = OF_FUNCTIONS[self.guidance](self.denoise, self.log_prob, before.shape[-1])
         W = sample(
-            GUIDANCES[self.guidance](self.denoise, evidence), before.shape, sigmas=noise_levels(self.steps, self.rho),
+            guided, before.shape, sigmas=noise_levels(self.steps, self.rho),
             start=before + self.rho * noise, evidence=evidence, generator=source, progress=progress,
         )  # fmt: skip
         moved = (W - before).square().mean().sqrt() / W.var(0).mean().sqrt().clamp(min=1e-300)

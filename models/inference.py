@@ -34,7 +34,14 @@ from neurosde.models.empirical_bayes import (
     ridge_parameter,
 )
 from neurosde.models.gaussian_posterior import GaussianPosterior
-from neurosde.models.recorded import recording_statistics, recording_time_constants, recording_transitions
+from neurosde.models.lyapunov import folding_time, lyapunov_time
+from neurosde.models.recorded import (
+    recorded_voltage,
+    recording_statistics,
+    recording_time_constants,
+    recording_transitions,
+)
+from neurosde.models.rollout import RolloutLikelihood
 from neurosde.models.weight_posterior import STEPS, Refiner
 from neurosde.rate_sde import Drive
 from neurosde.residuals import ResidualCheck, residual_checks
@@ -44,8 +51,10 @@ from neurosde.validation import check_count, check_positive, check_time_step
 
 PREDICTIVE_BYTES = 2**28  # of simulated activity kept in memory and in the posterior file
 Method = Literal["exact", "ridge", "least-squares", "cfg"]
+Likelihood = Literal["transitions", "rollout"]
 GAINS_SEARCHED = (0.1, 10.0)  # where neither gain nor time constant is known
 CHECKED_DRAWS = 9  # whose residuals are checked
+FOLLOWED_DRAWS = 4  # whose tangents are followed to find how long gradients of roll-outs stay bounded
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,14 @@ class InferenceConfig:
     sweeps: int | None = field(default=None, metadata={"help": f"refine, gibbs: sweeps (default {SWEEPS})"})
     rho: float | None = field(
         default=None, metadata={"help": "refine: how far draws may go, in units of a weight's spread"}
+    )
+    likelihood: Likelihood = field(
+        default="transitions",
+        metadata={"help": "refine, dps and pigdm: of each step, or through the simulator, by roll-outs of windows"},
+    )
+    window: float | None = field(
+        default=None,
+        metadata={"help": "refine, rollout: length of a window (default: half a time constant, or less in chaos)"},
     )
     estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
     drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
@@ -118,6 +135,17 @@ class InferenceConfig:
             check_count(self.sweeps, "sweeps", 8)
             if self.refine != "gibbs":
                 raise ValueError(f"sweeps are of refine = 'gibbs'; got {self.sweeps} with {self.refine!r}.")
+        if self.likelihood not in get_args(Likelihood):
+            raise ValueError(f"likelihood must be one of {get_args(Likelihood)}; got {self.likelihood!r}.")
+        if self.likelihood == "rollout":
+            if self.refine not in ("dps", "pigdm"):
+                raise ValueError(f"likelihood 'rollout' is of refine 'dps' or 'pigdm'; got it with {self.refine!r}.")
+            if self.estimate_input:
+                raise ValueError("likelihood 'rollout' takes the input as known; leave estimate_input out.")
+        if self.window is not None:
+            check_positive(self.window, "window")
+            if self.likelihood != "rollout":
+                raise ValueError(f"window is of likelihood 'rollout'; got {self.window} with {self.likelihood!r}.")
         if self.guidance is not None:
             check_positive(self.guidance, "guidance", zero_ok=True)
         if self.steps is not None:
@@ -237,7 +265,10 @@ def infer(
     unrefined, drawn = draws, time.perf_counter()
     if config.refine is not None:
         assert model is not None
-        refined = _refined(model, of_any_tau or statistics, draws, config, notes, generator, progress)
+        rollout = None
+        if config.likelihood == "rollout":
+            rollout = _rollout(recording, draws, posterior.noise_std, config, notes)
+        refined = _refined(model, of_any_tau or statistics, draws, rollout, config, notes, generator, progress)
         draws, point_estimate = refined.draws, refined.draws.mean(0)
         checked = checked if of_any_tau else draws
     if config.trained:
@@ -348,10 +379,31 @@ def _trained_model(N: int, config: InferenceConfig, notes: list[str]) -> CFGPost
     return model
 
 
+def _rollout(
+    recording: Recording, draws: Tensor, noise_std: float, config: InferenceConfig, notes: list[str]
+) -> RolloutLikelihood:
+    """The likelihood through roll-outs, with a note of how long they are and what bounds them."""
+    assert recording.dt is not None and recording.tau is not None and recording.drive is not None
+    voltage = recorded_voltage(recording)[0]
+    some, path = draws[:FOLLOWED_DRAWS], (voltage, recording.dt, recording.tau)
+    folding = float(folding_time(some, *path, drive=recording.drive).min())
+    lyapunov = float(lyapunov_time(some, *path, drive=recording.drive).min())
+    found = RolloutLikelihood(recording, noise_std, window=config.window, horizon=min(folding, lyapunov))
+    chaos = f"the Lyapunov time is {lyapunov:.3g}" if math.isfinite(lyapunov) else "paths are not chaotic"
+    grow = f"grow e-fold in {folding:.3g}" if math.isfinite(folding) else "were not seen to grow e-fold"
+    asked = "" if config.window is None else f" ({config.window:g} was asked for)"
+    notes.append(
+        f"the likelihood is of roll-outs over {found.windows} windows of at most {found.window:.3g}{asked}; gradients "
+        f"{grow}, {chaos}."
+    )
+    return found
+
+
 def _refined(
     model: CFGPosterior,
     statistics: TransitionStatistics | TimeConstantStatistics,
     draws: Tensor,
+    rollout: RolloutLikelihood | None,
     config: InferenceConfig,
     notes: list[str],
     generator: torch.Generator,
@@ -361,8 +413,9 @@ def _refined(
     assert config.refine is not None
     given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
     found = given.refine(
-        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, generator=generator, progress=progress
-    )
+        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, log_prob=rollout, generator=generator,
+        progress=progress,
+    )  # fmt: skip
     change = float((found.draws - draws).square().mean().sqrt() / found.draws.var(0).mean().sqrt())
     told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
     if config.refine == "gibbs":

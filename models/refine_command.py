@@ -12,7 +12,7 @@ import torch
 from neurosde.datasets.recordings import read_recording
 from neurosde.models.dps import SWEEPS
 from neurosde.models.infer_command import report
-from neurosde.models.inference import InferenceConfig, infer
+from neurosde.models.inference import InferenceConfig, Likelihood, infer
 from neurosde.models.posterior_file import check_name, config_of, open_posterior, recording_of, save_posterior
 from neurosde.models.weight_posterior import Refiner
 from neurosde.options import OptionParser
@@ -34,6 +34,15 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--sweeps", type=int, help=f"of gibbs (default {SWEEPS})")
     parser.add_argument(
         "--rho", type=float, help="how far draws may go, in units of a weight's spread (default 1 for gibbs, else 3)"
+    )
+    parser.add_argument(
+        "--likelihood",
+        choices=get_args(Likelihood),
+        default="transitions",
+        help="of dps and pigdm: of each step (default), or through the simulator, by roll-outs of windows",
+    )
+    parser.add_argument(
+        "--window", type=float, help="of rollout: length (default half a time constant, or less in chaos)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
     parser.add_argument("--out", type=Path, default=Path("refined.nc"), help="posterior (default refined.nc)")
@@ -60,7 +69,8 @@ def run(options: Namespace) -> int:
         )
     given = {name: getattr(options, name) for name in ("checkpoint", "family")}
     settings |= {name: value for name, value in given.items() if value is not None}
-    settings |= {"refine": options.method} | {name: getattr(options, name) for name in ("sweeps", "rho", "seed")}
+    settings |= {"refine": options.method}
+    settings |= {name: getattr(options, name) for name in ("sweeps", "rho", "likelihood", "window", "seed")}
     result = infer(recording, InferenceConfig(**settings), draws=draws, progress=True)
     report(result, save_posterior(result, options.out))
     return 0

@@ -157,6 +157,7 @@ class WeightPosterior:
         sweeps: int | None = None,
         steps: int | None = None,
         rho: float | None = None,
+        log_prob: Callable[[Tensor], Tensor] | None = None,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Refinement:
@@ -172,6 +173,8 @@ class WeightPosterior:
             sweeps: of method gibbs, see `SplitGibbs`.
             steps: noise levels, of method gibbs those of each sweep.
             rho: how far draws may go from where they begin, in units of the spread of a weight.
+            log_prob: a likelihood of W (draw, post, pre) to guide by in place of that of transitions, such as a
+                `RolloutLikelihood`; for methods "pigdm" and "dps".
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
 
@@ -191,11 +194,17 @@ class WeightPosterior:
         options = {name: value for name, value in given.items() if value is not None}
         if method != "gibbs" and sweeps is not None:
             raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}.")
+        if method == "gibbs" and log_prob is not None:
+            raise ValueError("method 'gibbs' needs the likelihood of transitions; guide by 'pigdm' or 'dps'.")
         source = as_generator(generator, self.model.device)
         _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
         unit = gain[:, 0, None, None] / math.sqrt(N)
         prior = self._prior(gain[:, 0])
-        refiner = SplitGibbs(prior, **options) if method == "gibbs" else GuidedDiffusion(prior, method, **options)
+        if method == "gibbs":
+            refiner: SplitGibbs | GuidedDiffusion = SplitGibbs(prior, **options)
+        else:
+            own = None if log_prob is None else lambda J: log_prob(unit * J)
+            refiner = GuidedDiffusion(prior, method, log_prob=own, **options)
         found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
         J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
         return replace(found, draws=J * unit)

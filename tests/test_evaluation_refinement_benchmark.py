@@ -14,10 +14,10 @@ from neurosde.evaluation.refinement_benchmark import RefinementBenchmark, markdo
 def test_of_a_gaussian_prior_the_exact_methods_are_exact():
     c = RefinementBenchmark(
         priors=("gaussian",), lengths=(60,), N=3, rows=3, draws=1000, sweeps=60, steps=8,
-        methods=("exact", "pigdm", "mmps", "gibbs", "dps"),
+        methods=("exact", "pigdm", "mmps", "gibbs", "tds", "dps"),
     )  # fmt: skip
     found = refinement_benchmark(c).squeeze(["prior", "times"])
-    exact = found.sel({"method": ["exact", "pigdm", "mmps", "gibbs"]})
+    exact = found.sel({"method": ["exact", "pigdm", "mmps", "gibbs", "tds"]})
     # An accuracy of ½ over 2000 draws, three rows; ratios of two variances of 1000 draws each, the most extreme of 9.
     np.testing.assert_allclose(exact["c2st"].mean("row"), 0.5, atol=4 * math.sqrt(0.25 / 2000 / 3))
     assert float(exact["least_variance"].min()) > 1 - 5 * math.sqrt(4 / 1000)
@@ -30,11 +30,19 @@ def test_of_a_gaussian_prior_the_exact_methods_are_exact():
 
 def test_of_sparse_weights_guidance_is_told_from_the_exact_posterior():
     c = RefinementBenchmark(
-        priors=("sparse",), lengths=(100,), N=4, rows=4, draws=1000, density=0.4, methods=("exact", "mmps"), steps=16
+        priors=("sparse",),
+        lengths=(100,),
+        N=4,
+        rows=4,
+        draws=1000,
+        density=0.4,
+        methods=("exact", "mmps", "tds"),
+        steps=48,
     )
     found = refinement_benchmark(c).squeeze(["prior", "times"])["c2st"].mean("row")
     error = math.sqrt(0.25 / 2000 / 4)
     assert abs(float(found.sel({"method": "exact"})) - 0.5) < 4 * error < float(found.sel({"method": "mmps"})) - 0.5
+    assert abs(float(found.sel({"method": "tds"})) - 0.5) < 4 * error
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):

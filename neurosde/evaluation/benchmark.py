@@ -26,6 +26,7 @@ from neurosde.evaluation import (
     inference_benchmark,
     loader_benchmark,
     posterior_benchmark,
+    refined_calibration,
     refinement_benchmark,
     sampling_benchmark,
     sbibm_benchmark,
@@ -171,6 +172,10 @@ def add_arguments(parser: OptionParser) -> None:
     inference_benchmark.add_arguments(sub)
     sub = kinds.add_parser("sbibm", help="a vector diffusion beside published methods, on tasks of sbibm")
     sbibm_benchmark.add_arguments(sub)
+    sub = kinds.add_parser(
+        "refined", help="draws of a trained posterior before and after refining: calibrated, better?"
+    )
+    refined_calibration.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
     sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")

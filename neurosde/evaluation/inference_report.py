@@ -68,12 +68,12 @@ def markdown_tables(results: xr.Dataset) -> str:
     """Means of the chief metrics with their 95 % intervals, a table for each task; then calibration."""
     mean, half = means(results, SHOWN)
     parts = []
-    for task in results["task"].values:
+    for task in map(str, results["task"].values):
         head = ["method", *(METRICS[name][0] for name in SHOWN)]
-        lines = [f"{task}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for method, row in mean.loc[str(task)].iterrows():
-            spread = half.loc[(str(task), str(method))]
-            cells = [_cell(row[name], spread[name], name) for name in SHOWN]
+        lines = [task, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        of_task, spread = (frame.xs(task, level="task") for frame in (mean, half))
+        for method in of_task.index:
+            cells = [_cell(of_task.at[method, name], spread.at[method, name], name) for name in SHOWN]
             lines.append(f"| {method} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     table = calibration_table(results)
@@ -127,9 +127,9 @@ _ABOUT = {
     "Prediction": "A trial that no method has seen, and the largest Lyapunov exponent of the network that was found.",
     "Cost": "Of one network, on the machine named below; training of the trained posterior is not counted, that of "
     "sbi's methods is.",
-    "Calibration": "Of a calibrated posterior the truth is one more draw, where it is told the ensemble and gain it was "
-    "drawn from. Methods here are not told the gain of a task, which is one of many that they allow: over few tasks of "
-    "one gain they cannot be uniform, and neurosde benchmark posterior is the test of that.",
+    "Calibration": "Of a calibrated posterior the truth is one more draw where networks are drawn from its prior. The "
+    "gain of a task is one of many that methods allow, and they are not told it: over few tasks of one gain ranks "
+    "cannot be uniform, and neurosde benchmark posterior is the test of that.",
 }
 
 

@@ -7,7 +7,8 @@ given the recording, so that a classifier tells draws of a row from exact ones i
 - C2ST: its accuracy, mean over rows; ½ at best, with a standard error of ½/√(2 draws) a row.
 - variance: the least and the largest ratio to the exact posterior's along an eigenvector of Λ, mean over rows.
 
-The first row of each cell is a second set of exact draws.
+The first row of each cell is a second set of exact draws. Sequential Monte Carlo begins from noise, row by row, with
+two particles for each draw.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from neurosde.datasets.ensembles import FixedGain, Gaussian, Sparse
 from neurosde.evaluation.c2st import c2st
 from neurosde.evaluation.posterior_benchmark import network_seed, simulated
 from neurosde.evaluation.timing import hardware
-from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser
+from neurosde.models.analytic import SpikeAndSlabDenoiser
 from neurosde.models.dps import SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.exact_posterior import CHAINS, exact_posterior
 from neurosde.models.guided_diffusion import GUIDANCES, Guidance, GuidedDiffusion
 from neurosde.models.recorded import recording_evidence
+from neurosde.models.twisted_smc import TwistedSMC
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, whole_file
 from neurosde.validation import check_count, check_positive, check_time_step
@@ -45,6 +47,7 @@ METHODS = {
     "pigdm": "ΠGDM",
     "mmps": "MMPS",
     "gibbs": "split Gibbs",
+    "tds": "TDS (SMC)",
 }
 METRICS = {
     "c2st": ("accuracy of a classifier between draws and exact draws", "1"),
@@ -53,6 +56,7 @@ METRICS = {
 }
 COSTS = {"evaluations": ("evaluations of the denoiser for each draw", "1"), "seconds": ("time that refining took", "s")}
 PRIORS = ("gaussian", "sparse")
+OVERSAMPLED = 2  # particles for each draw
 START = 80.0  # noise that guided draws begin with: nothing of the prior's is left
 
 
@@ -69,7 +73,7 @@ class RefinementBenchmark:
     gain: float = field(default=1.5, metadata={"help": "gain of the network, which is known"})
     density: float = field(default=0.2, metadata={"help": "density of sparse weights, which is known"})
     sweeps: int = field(default=160, metadata={"help": "sweeps of split Gibbs"})
-    steps: int = field(default=64, metadata={"help": "noise levels of guided diffusion"})
+    steps: int = field(default=64, metadata={"help": "noise levels of guided diffusion and SMC"})
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma, which is known"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
     seed: int = field(default=0, metadata={"help": "seed"})
@@ -93,9 +97,9 @@ class RefinementBenchmark:
         check_time_step(self.dt)
 
     def prior(self, name: str) -> tuple[FixedGain, Denoiser]:
-        """An ensemble, and its denoiser in J units."""
+        """An ensemble, and its denoiser in J units, of any rows of a matrix."""
         if name == "gaussian":
-            return Gaussian(self.gain), ScaleMixtureDenoiser(torch.ones(1))
+            return Gaussian(self.gain), SpikeAndSlabDenoiser(1.0, 1.0)
         return Sparse(self.gain, density=self.density), SpikeAndSlabDenoiser(self.density, 1 / self.density)
 
 
@@ -152,7 +156,14 @@ def refinement_benchmark(config: RefinementBenchmark) -> xr.Dataset:
 def _refined(
     method: str, denoise: Denoiser, start: Tensor, evidence: Evidence, c: RefinementBenchmark
 ) -> tuple[Tensor, int] | None:
-    """Draws and evaluations; None where the method diverges."""
+    """Draws, of the rows that are compared at least, and evaluations; None where the method diverges."""
+    if method == "tds":
+        smc = TwistedSMC(denoise, OVERSAMPLED * c.draws // CHAINS, CHAINS, c.steps)
+        rows = []
+        for i in range(c.rows):
+            row = Evidence(evidence.eigenvalues, evidence.vectors, evidence.cross[i : i + 1])
+            rows.append(smc.sample(row, c.seed + i).draws(c.draws, c.seed)[:, 0])
+        return torch.stack(rows, 1), OVERSAMPLED * c.steps
     if method in GUIDANCES:
         refiner: SplitGibbs | GuidedDiffusion = GuidedDiffusion(denoise, cast(Guidance, method), c.steps, START)
     else:
@@ -167,10 +178,10 @@ def _refined(
 def _compared(found: Tensor, exact: Tensor, evidence: Evidence, c: RefinementBenchmark) -> dict[str, np.ndarray]:
     """Metrics of each row, shape (row,)."""
     assert evidence.vectors is not None
-    ratio = (found @ evidence.vectors).var(0) / (exact @ evidence.vectors).var(0)
+    found, exact = found[:, : c.rows], exact[:, : c.rows]
+    ratio = ((found @ evidence.vectors).var(0) / (exact @ evidence.vectors).var(0)).numpy()
     told = [c2st(exact[:, i].numpy(), found[:, i].numpy(), seed=c.seed).accuracy for i in range(c.rows)]
-    of_rows = ratio[: c.rows].numpy()
-    return {"c2st": np.array(told), "least_variance": of_rows.min(-1), "largest_variance": of_rows.max(-1)}
+    return {"c2st": np.array(told), "least_variance": ratio.min(-1), "largest_variance": ratio.max(-1)}
 
 
 def _label(long_name: str, units: str) -> dict[str, str]:

@@ -1,0 +1,265 @@
+"""`neurosde benchmark refined`: are refined draws as sure as they should be, and better than those they began as?
+
+Networks of an ensemble that a trained posterior knows are recorded, inferred by it, told the ensemble, and the draws
+refined by split Gibbs sampling, which asks the network for its prior only. Before and after:
+
+- p, TARP and contraction, see `neurosde.evaluation.posterior_benchmark`;
+- norm: |draw|/|W| − 1, mean over draws and networks, with its standard error: a prior that a network has learnt makes
+  draws too small or too large;
+- score: log density of a held-out trial, transition by transition and neuron by neuron, y ~ N((Wφ)_i, s²) averaged over
+  draws, less that of the true weights, in nats a transition and neuron: 0 at best, and how far below 0 is what is not
+  known of W. Where the noise of a transition exceeds what is not known of Wφ this tells how good the mean is, and next
+  to nothing of the spread, which the other columns tell.
+
+Each network is a row of the file, written when it is done; a run that was cut short goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosde.evaluation.calibration import coverage, expected_coverage, ranks
+from neurosde.evaluation.posterior_benchmark import (
+    DIRECTIONS,
+    FEATURES,
+    calibration,
+    ensemble_of,
+    known_ensembles,
+    network_seed,
+    simulated,
+)
+from neurosde.evaluation.timing import hardware
+from neurosde.likelihood import TransitionStatistics, transitions
+from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.dps import SWEEPS
+from neurosde.models.weight_posterior import STEPS
+from neurosde.options import OptionParser, add_options, from_options
+from neurosde.provenance import config_changes, config_json, global_attributes, whole_file
+from neurosde.solve import simulate_rate_network
+from neurosde.validation import check_count, check_positive, check_time_step
+
+STAGES = ("before", "after")
+VALUES = {
+    "coverage_90": ("coverage of the 90 % intervals", "1"),
+    "contraction": ("1 - posterior variance / mean square of the weights of all networks, of each", "1"),
+    "credibility": ("credibility of the truth about a random point", "1"),
+    "norm": ("norm of a draw over the true one, less 1, mean over draws", "1"),
+    "score": ("log density of held-out transitions, less that of the true weights", "nat"),
+    "seconds": ("time that drawing, or refining, took", "s"),
+}
+
+
+@dataclass(frozen=True)
+class RefinedCalibration:
+    """What to infer and to refine, and how often."""
+
+    families: tuple[str, ...] = field(
+        default=("dale", "sparse", "low-rank"), metadata={"help": "ensembles that it was trained on"}
+    )
+    N: int = field(default=20, metadata={"help": "neurons"})
+    length: int = field(default=100, metadata={"help": "times per trial"})
+    networks: int = field(default=64, metadata={"help": "networks of each ensemble"})
+    trials: int = field(default=2, metadata={"help": "trials per network"})
+    draws: int = field(default=31, metadata={"help": "posterior draws per network"})
+    sweeps: int = field(default=SWEEPS, metadata={"help": "sweeps of split Gibbs"})
+    noise_std: float = field(default=0.3, metadata={"help": "noise sigma, which is known"})
+    dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
+    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
+
+    def __post_init__(self) -> None:
+        check_count(self.N, "N", 2)
+        check_count(self.length, "length", 3)
+        for name in ("networks", "draws", "steps"):
+            check_count(getattr(self, name), name, 2)
+        check_count(self.trials, "trials")
+        check_count(self.sweeps, "sweeps", 8)
+        check_positive(self.noise_std, "noise_std")
+        check_time_step(self.dt)
+
+
+def refined_calibration(
+    posterior: CFGPosterior, config: RefinedCalibration, path: str | Path, checkpoint: str = ""
+) -> xr.Dataset:
+    """Run the benchmark, or what is left of it.
+
+    Args:
+        posterior: a trained posterior.
+        config: what to infer and to refine.
+        path: file of the rows, which is written after each network.
+        checkpoint: what the posterior is called.
+
+    Returns:
+        Each of `VALUES` (ensemble, stage, network) and `rank` (ensemble, stage, feature, network).
+
+    Raises:
+        ValueError: an ensemble that the posterior does not know, or a file of another configuration.
+    """
+    c, path = config, Path(path)
+    ensembles = {name: ensemble_of(posterior, name, ()) for name in c.families}
+    results = _rows(path, c, checkpoint, posterior)
+    directions = np.random.default_rng(c.seed).standard_normal((DIRECTIONS, c.N, c.N))
+    with tqdm(total=len(c.families) * c.networks, unit="network", disable=None) as progress:
+        for i, (name, ensemble) in enumerate(ensembles.items()):
+            known = list(known_ensembles(posterior)).index(name)
+            source = torch.Generator().manual_seed(network_seed(c.seed, known, c.N, c.length))
+            W, statistics = simulated(
+                ensemble, c.networks, c.N, c.length, trials=c.trials, noise_std=c.noise_std, dt=c.dt, generator=source
+            )
+            h0 = torch.randn(c.networks, c.N, generator=source, dtype=torch.float64)
+            _, held_out = simulate_rate_network(
+                W, h0, c.length, c.dt, 1.0, noise_std=c.noise_std, generator=source, return_h=True
+            )
+            truth = W.numpy()
+            for k in range(c.networks):
+                if not bool(results["score"][i, :, k].isnull().any()):
+                    progress.update()
+                    continue
+                found = _refined(posterior, name, statistics[k], c, network_seed(c.seed, known, k))
+                for stage, (draws, seconds) in enumerate(found):
+                    one, drawn = truth[k : k + 1], draws.numpy()[:, None]
+                    norms = np.linalg.norm(drawn, axis=(-2, -1)) / max(float(np.linalg.norm(one)), 1e-300)
+                    row = {
+                        "coverage_90": coverage(draws.numpy(), truth[k], np.array([0.9]))[0],
+                        "contraction": 1 - draws.var(0).mean() / np.square(truth).mean(),
+                        "credibility": expected_coverage(drawn, one, truth[k - 1 : k] if k else truth[-1:])[0],
+                        "norm": norms.mean() - 1,
+                        "score": held_out_score(draws, W[k], held_out[k], c.dt, statistics[k].noise_scale(c.noise_std)),
+                        "seconds": seconds,
+                    }
+                    for key, value in row.items():
+                        results[key][i, stage, k] = float(value)
+                    results["rank"][i, stage, :, k] = ranks(drawn, one, directions, c.seed + k)[:, 0]
+                with whole_file(path) as temporary:
+                    results.to_netcdf(temporary, engine="netcdf4")
+                progress.update()
+    return results
+
+
+def _rows(path: Path, c: RefinedCalibration, checkpoint: str, posterior: CFGPosterior) -> xr.Dataset:
+    """Rows that are there, or empty ones."""
+    if path.is_file():
+        with xr.open_dataset(path, engine="netcdf4") as there:
+            results = there.load()
+        settings = config_json(c)
+        changed = config_changes(str(results.attrs.get("config", "{}")), settings)
+        if changed or results.attrs.get("checkpoint") != checkpoint:
+            raise ValueError(
+                f"{path} holds rows of another run ({changed or 'another checkpoint'}); delete it, or name another."
+            )
+        return results
+    shape = (len(c.families), len(STAGES), c.networks)
+    dims = ("ensemble", "stage", "network")
+    data: dict[str, Any] = {
+        key: (dims, np.full(shape, np.nan), {"long_name": what, "units": unit}) for key, (what, unit) in VALUES.items()
+    }
+    about = {"long_name": "number of draws below the truth", "units": "1"}
+    data["rank"] = ((*dims[:2], "feature", "network"), np.full((*shape[:2], len(FEATURES), c.networks), np.nan), about)
+    results = xr.Dataset(data, {"ensemble": list(c.families), "stage": list(STAGES), "feature": list(FEATURES)})
+    results.attrs = global_attributes(
+        "Calibration of refined draws",
+        f"{checkpoint}, {c.networks} networks per ensemble. {hardware(device=posterior.device)}",
+        c,
+        c.seed,
+    ) | {"checkpoint": checkpoint, "draws": c.draws}
+    return results
+
+
+def _refined(
+    posterior: CFGPosterior, name: str, statistics: TransitionStatistics, c: RefinedCalibration, seed: int
+) -> list[tuple[Tensor, float]]:
+    """Draws before and after, on the CPU, and the seconds that they took."""
+    given = posterior.condition(statistics, noise_std=c.noise_std, family=name)
+    source = torch.Generator(posterior.device).manual_seed(seed)
+    began = time.perf_counter()
+    draws = given.sample((c.draws,), steps=c.steps, generator=source)
+    drawn = time.perf_counter()
+    refined = given.refine(draws, sweeps=c.sweeps, generator=source).draws
+    return [(draws.cpu(), drawn - began), (refined.cpu(), time.perf_counter() - drawn)]
+
+
+def held_out_score(draws: Tensor, truth: Tensor, voltage: Tensor, dt: float, scale: float) -> float:
+    """Log score of draws on a trial that they have not seen, less that of the true weights, in nats.
+
+    The density of each transition of each neuron is the mean over draws of N(y; (Wφ)_i, s²). τ is 1.
+
+    Args:
+        draws: W, shape (draw, post, pre).
+        truth: the true weights, shape (post, pre).
+        voltage: h of the trial, shape (time, neuron).
+        dt: step.
+        scale: s, see `neurosde.likelihood`.
+
+    Returns:
+        The mean over transitions and neurons.
+    """
+    scores = []
+    for one in transitions(voltage=voltage, dt=dt):
+        for weights in (draws, truth.unsqueeze(0)):
+            off = (one.y - one.x @ weights.to(one.x).mT) / scale  # (draw, transition, neuron)
+            scores.append((-0.5 * off.square()).logsumexp(0) - math.log(len(weights)))
+    return float(torch.cat(scores[::2]).mean() - torch.cat(scores[1::2]).mean())
+
+
+def markdown_table(results: xr.Dataset) -> str:
+    """A row per ensemble and stage; of the networks that are done."""
+    head = [
+        "ensemble",
+        "draws",
+        "norm",
+        "held-out score",
+        "contraction",
+        "coverage",
+        "p",
+        "TARP (95 % of exact ones)",
+        "s",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+
+    def with_error(values: xr.DataArray, digits: int) -> str:
+        return f"{float(values.mean()):.{digits}f} ± {float(values.std(ddof=1)) / math.sqrt(values.size):.{digits}f}"
+
+    for name in results["ensemble"].values:
+        for stage in STAGES:
+            cell = results.sel(ensemble=name, stage=stage).dropna("network")
+            found = calibration(cell)
+            row = [
+                str(name), stage, with_error(cell["norm"], 3), with_error(cell["score"], 4),
+                f"{found['contraction']:.3f}", f"{found['coverage_90']:.3f}", f"{found['p']:.2g}",
+                f"{found['tarp']:.3f} ({found['tarp_null']:.3f})", f"{float(cell['seconds'].mean()):.1f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Add the options of `neurosde benchmark refined`."""
+    parser.add_argument("checkpoint", nargs="?", default="base", help="file, folder or name of a trained posterior")
+    add_options(parser, RefinedCalibration)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--out", type=Path, default=Path("results/refined-calibration.nc"), help="data, row by row")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Run the benchmark, or what is left of it, and print its table."""
+    config = from_options(RefinedCalibration, options)
+    posterior = CFGPosterior.from_pretrained(options.checkpoint, options.device)
+    results = refined_calibration(posterior, config, options.out, options.checkpoint)
+    print(markdown_table(results))
+    print(
+        f"\n{config.networks} networks of {config.N} neurons per ensemble, {config.trials} x {config.length} times, "
+        f"{config.draws} draws, mean ± standard error; {hardware(device=posterior.device)}\nData: {options.out}"
+    )
+    return 0

@@ -1,0 +1,164 @@
+"""`neurosde benchmark inference`: cells, the cube that gathers them, and its report."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from neurosde.cli import main
+from neurosde.datasets.execution import Execution
+from neurosde.evaluation.inference_benchmark import (
+    METRICS,
+    Cell,
+    InferenceBenchmark,
+    inference_benchmark,
+    measured,
+)
+from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
+from neurosde.evaluation.inference_report import calibration_table, means
+from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
+
+SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
+SMALL = InferenceBenchmark(tasks=(SPARSE,), methods=("ridge", "gaussian"), networks=3, draws=16)
+COST = ["seconds", "memory"]
+
+
+def test_a_network_depends_on_its_task_and_its_seed_alone():
+    task = Task("dale", 6, 20)
+    both, one = record(task, (4, 7)), record(task, (7,))
+    assert torch.equal(both.weights[1], one.weights[0]) and torch.equal(both.activity[1], one.activity[0])
+    assert torch.equal(both.held_out[1].xx, one.held_out[0].xx)
+    other = record(replace(task, times=21), (7,))
+    assert not torch.equal(other.weights, one.weights)
+
+
+def test_names_of_tasks_are_their_own():
+    for suite in ("quick", "paper"):
+        names = [task.name for task in suite_tasks(suite)]
+        assert len(set(names)) == len(names)
+
+
+def test_the_truth_as_an_estimate_has_no_error_and_chance_is_chance():
+    recorded = record(Task("sparse", 12, 30), (0, 1, 2))
+    best = measured(Inferred(recorded.weights), recorded, 0)
+    assert np.allclose(best["relative_error"], 0) and np.allclose(best["lyapunov_error"], 0)
+    assert np.allclose(best["edge_auc"], 1) and np.allclose(best["sign_accuracy"], 1)
+    assert "coverage_90" not in best
+    worse = measured(Inferred(torch.zeros_like(recorded.weights)), recorded, 0)
+    assert np.allclose(worse["relative_error"], 1) and np.allclose(worse["edge_auc"], 0.5)
+    assert all(a > b for a, b in zip(best["held_out"], worse["held_out"], strict=True))
+
+
+def test_told_the_gain_the_gaussian_posterior_is_the_exact_one():
+    """Its mean is (B C)/s², C = (xx/s² + I/v)⁻¹, s² the variance of the noise of a transition's right-hand side."""
+    recorded = record(Task("gaussian", 8, 60), (3,))
+    found = infer_by("exact", recorded, draws=4000, seed=0, simulations=1)
+    statistics, variance = recorded.statistics[0], 1.5**2 / 8
+    noise = 0.3**2 / 0.1
+    C = torch.linalg.inv(statistics.xx / noise + torch.eye(8, dtype=torch.float64) / variance)
+    torch.testing.assert_close(found.estimate[0], statistics.yx / noise @ C, rtol=1e-8, atol=1e-10)
+    error = (found.draws[:, 0].mean(0) - found.estimate[0]) / (C.diagonal() / 4000).sqrt()
+    assert float(error.abs().max()) < 4.6  # of 64 standard normal numbers once in 4000
+
+
+def test_finished_cells_are_kept_and_missing_ones_made(tmp_path):
+    first = inference_benchmark(SMALL, tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert len(files) == 2
+    wider = inference_benchmark(replace(SMALL, methods=("ridge", "prior", "gaussian")), tmp_path)
+    assert all(path.stat().st_mtime_ns == then for path, then in files.items())
+    xr.testing.assert_equal(wider["results"].sel({"method": ["ridge", "gaussian"]}), first["results"])
+    (tmp_path / "cells" / f"{SPARSE}--gaussian.json").unlink()  # as if it had been killed before
+    again = inference_benchmark(SMALL, tmp_path)
+    cost = again["metric"].isin(COST)
+    xr.testing.assert_equal(again["results"].where(~cost), first["results"].where(~cost))
+    with pytest.raises(ValueError, match="of another benchmark"):
+        inference_benchmark(replace(SMALL, draws=17), tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_find_the_same(tmp_path):
+    alone = inference_benchmark(SMALL, tmp_path / "alone")["results"]
+    several = inference_benchmark(SMALL, tmp_path / "several", Execution(workers=2))["results"]
+    cost = alone["metric"].isin(COST)
+    xr.testing.assert_allclose(several.where(~cost), alone.where(~cost), rtol=1e-6)
+    assert bool((several.sel({"metric": "seconds"}) > 0).all())
+
+
+def test_a_guidance_that_diverges_leaves_nothing_but_its_cost(tmp_path, monkeypatch):
+    def diverges(*_, **__):
+        raise FloatingPointError("the guidance diverged")
+
+    monkeypatch.setattr("neurosde.evaluation.inference_benchmark.infer_by", diverges)
+    found = inference_benchmark(replace(SMALL, methods=("cfg-pigdm",)), tmp_path)["results"]
+    cost = found["metric"].isin(COST)
+    assert bool(found.where(~cost, drop=True).isnull().all()) and bool(found.where(cost, drop=True).notnull().all())
+
+
+def test_the_table_of_calibration_is_of_ranks_among_draws():
+    """Truths that are one more draw have uniform ranks; truths beyond all draws have not."""
+    count, draws = 400, 19
+    values = np.full((1, 2, count, len(METRICS)), math.nan)
+    metrics = list(METRICS)
+    columns = [k for k, name in enumerate(metrics) if name.startswith("rank") or name == "credibility"]
+    source = np.random.default_rng(0)
+    values[0, 0][:, columns] = source.integers(draws + 1, size=(count, len(columns))) / draws
+    values[0, 1][:, columns] = 1.0
+    results = xr.Dataset(
+        {"results": (("task", "method", "network", "metric"), values)},
+        {"task": ["one"], "method": ["cfg", "prior"], "metric": metrics},
+        {"config": json.dumps({"draws": draws})},
+    )
+    table = calibration_table(results)
+    right, wrong = table.loc[METHODS["cfg"]], table.loc[METHODS["prior"]]
+    assert right["p"] > 0.01 and right["tarp"] < 0.06 and right["networks"] == count
+    assert wrong["p"] < 1e-10 and wrong["tarp"] > 0.4
+    mean, half = means(results, ("credibility",))
+    error = values[0, 0, :, metrics.index("credibility")].std(ddof=1) / math.sqrt(count)
+    assert half["credibility"].iloc[0] == pytest.approx(1.966 * error, rel=1e-3)  # Student's, 399 degrees of freedom
+    assert mean["credibility"].iloc[1] == 1
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, capsys):
+    command = ["benchmark", "inference", "--tasks", SPARSE, "--networks", "2", "--draws", "8", "--out", str(tmp_path)]
+    assert main([*command, "--methods", "ridge", "curbd", "cfg", "cfg-gibbs", "covariance", "precision"]) == 0
+    said = capsys.readouterr().out
+    assert "trained posterior, refined (split Gibbs)" in said and "| p | TARP |" in said
+    with xr.open_dataset(tmp_path / "results.nc") as results:
+        assert results["results"].dims == ("task", "method", "network", "metric")
+        assert results["results"].sizes == {"task": 1, "method": 6, "network": 2, "metric": len(METRICS)}
+        assert results["observed"].item() == 1 and results["ensemble"].item() == "sparse"
+        errors = results["results"].sel({"metric": "relative_error", "method": ["cfg", "curbd"]}).mean("network")
+        assert float(errors[0, 0]) < 1 < float(errors[0, 1])  # PEERS: CURBD fits activity, not W
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "Least error of each task" in page and "http" not in page
+    assert (tmp_path / "errors.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"methods": ("lasso",)}, "methods must be of least-squares"),
+        ({"tasks": ("dale-N3",)}, "tasks must be of the suite quick"),
+        ({"networks": 1}, "networks must be at least 2"),
+    ],
+)
+def test_bad_options(options, match):
+    with pytest.raises(ValueError, match=match):
+        InferenceBenchmark(**options)
+
+
+def test_bad_tasks_and_methods(tmp_path):
+    with pytest.raises(ValueError, match="ensemble must be one of"):
+        Task("lattice", 10, 100)
+    with pytest.raises(ValueError, match="observed must be 1"):
+        Task("dale", 10, 100, observed=0.5)
+    with pytest.raises(ValueError, match="method must be one of"):
+        infer_by("lasso", record(Task("gaussian", 4, 10), (0,)), draws=2, seed=0, simulations=1)
+    assert set(DEFAULT) < set(METHODS)
+    assert Cell(Task("gaussian", 4, 10), "ridge", tmp_path, SMALL).found() is None
