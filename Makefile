@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench results wheel clean
 
 demo: .venv/ready
 	$(BIN)/neurosde demo
@@ -17,6 +17,10 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/neurosde benchmark recovery
+
+results: .venv/ready
+	$(BIN)/neurosde benchmark inference --out results/inference
+	$(BIN)/python -m neurosde.evaluation.results_section results/inference README.md examples/gallery
 
 wheel: .venv/ready
 	rm -rf dist build

@@ -1,7 +1,8 @@
 """What `neurosde benchmark inference` compares: estimates of W, and posteriors.
 
-All methods know τ, dt and σ; the gain is told to `exact` and `prior` only, the ensemble to `prior`, `cfg-told` and the
-methods of sbi.
+All methods know τ, dt and σ; the gain is told to `exact`, `prior` and the methods of sbi only, the ensemble to `prior`,
+`cfg-told` and those of sbi. Draws of the prior have neurons in the ensemble's order, so that with Dale's law and with
+clusters the prior and those of sbi know which neurons inhibit and which belong together; no other method does.
 """
 
 from __future__ import annotations
