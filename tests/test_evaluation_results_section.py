@@ -30,7 +30,7 @@ def test_section_and_gallery(tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "former" not in text
     with xr.open_dataset(tmp_path / "results" / "results.nc") as results:
         errors = results["results"].sel({"metric": "relative_error"})[0].mean("network")
-        least = errors["method"].values[int(errors.argmin())]
+        least = errors["method"].values[errors.to_numpy().argmin()]
         assert f"**{float(errors.min()):.2f}**" in text and least != "prior"
         assert f"{float(errors.sel({'method': 'prior'})):.2f} ± " in text
     for name in ("weights", "spectrum", "calibration", "cost"):
