@@ -94,19 +94,25 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
         present = [name for name in metrics if mean[name].notna().any()]
         if not present:
             continue
-        rows = mean[present].dropna(how="all").index
-        table = Table(
-            f"{title}: means over networks",
-            mean.loc[rows, present],
-            senses={name: METRICS[name][1] for name in present},
-            titles={name: METRICS[name][0] for name in present},
-            low=(mean - half).loc[rows, present],
-            high=(mean + half).loc[rows, present],
-            interval="95 % interval of the mean over networks",
-            digits=3,
-        )
+        tables = []
+        for task in map(str, results["task"].values):
+            of_task, spread = (pd.DataFrame(frame.xs(task, level="task")[present]) for frame in (mean, half))
+            of_task = of_task.dropna(how="all")
+            spread = spread.reindex(of_task.index)
+            tables.append(
+                Table(
+                    f"{title}, {task}: means over networks",
+                    of_task,
+                    senses={name: METRICS[name][1] for name in present},
+                    titles={name: METRICS[name][0] for name in present},
+                    low=of_task - spread,
+                    high=of_task + spread,
+                    interval="95 % interval of the mean over networks",
+                    digits=3,
+                )
+            )
         pictures: tuple[Picture, ...] = (_errors(results),) if title == "Recovery" else ()
-        sections.append(Section(title, (_ABOUT[title],), (table,), pictures))
+        sections.append(Section(title, (_ABOUT[title],), tuple(tables), pictures))
     calibration = calibration_table(results)
     if len(calibration):
         table = Table(
@@ -115,7 +121,7 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
         )  # fmt: skip
         sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,)))
     count = results.sizes
-    summary = f"{count['task']} tasks, {count['method']} methods, {count['network']} networks of each task."
+    summary = f"Tasks: {count['task']}. Methods: {count['method']}. Networks of each task: {count['network']}."
     return write_page(folder, "Which wiring: methods beside each other", sections, {"results.nc": results.attrs},
                       summary=summary)  # fmt: skip
 
@@ -148,6 +154,8 @@ def _errors(results: xr.Dataset) -> Picture:
         axes.errorbar(values, height, xerr=spread, fmt="o", markersize=4, label=task, color=f"C{k % 10}")
     axes.axvline(1, color="0.6", linewidth=1)
     axes.set(xscale="log", xlabel="relative error |Ŵ − W|/|W|", yticks=range(len(methods)), yticklabels=methods)
+    axes.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes.set_xticks([], minor=True)
     axes.invert_yaxis()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     finite = mean["relative_error"].dropna()
