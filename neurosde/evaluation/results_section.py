@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-TABLES = {"relative_error": "Relative error |Ŵ − W|/|W|", "energy_score": "Energy score, relative"}
+TABLES = {"relative_error": "Relative error", "energy_score": "Energy score, relative"}
 
 
 def section(results: xr.Dataset) -> str:
@@ -134,11 +134,15 @@ def _cost(results: xr.Dataset) -> Figure:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for k, (method, row) in enumerate(by_method.iterrows()):
-        marker = "osD^vP*X<>"[k % 10]
-        axis.plot(row["seconds"], row["relative_error"], marker, color=f"C{k % 10}", markersize=7, label=str(method))
+        marker, colour = "osD^vP*X<>dhp8H4"[k], f"C{k % 10}"
+        axis.plot(
+            row["seconds"], row["relative_error"], marker, color=colour, markersize=7, alpha=0.8, label=str(method)
+        )
     axis.axhline(1, color="0.6", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="seconds a network", ylabel="relative error",
              title=f"error and cost, mean of {len(small)} ensembles, N = 10")  # fmt: skip
+    axis.set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
+    axis.set_yticks([], minor=True)
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
