@@ -52,9 +52,11 @@ class DenoiserModule(pl.LightningModule):
         self.data: TrainingData = (
             recorded_data(config) if isinstance(config, PosteriorTraining) else training_data(config)
         )
-        sizes = replace(
-            PRESETS[config.preset], families=self.data.families, recordings=isinstance(config, PosteriorTraining)
-        )
+        if config.preset is None and config.start is not None:
+            sizes = load_network(config.start).config
+        else:
+            sizes = PRESETS[config.preset or "small"]
+        sizes = replace(sizes, families=self.data.families, recordings=isinstance(config, PosteriorTraining))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = PairNetwork(sizes, config.checkpoint_above)

@@ -29,7 +29,9 @@ class PriorTraining:
         default=(10, 15, 20, 40, 50, 70, 100),
         metadata={"help": "numbers of neurons of the matrices drawn", "flags": ("--N",)},
     )
-    preset: Preset = field(default="small", metadata={"help": "size of the network"})
+    preset: Preset | None = field(
+        default=None, metadata={"help": "size of the network (default: that of --start, or small)"}
+    )
     start: str | None = field(
         default=None,
         metadata={
@@ -62,7 +64,7 @@ class PriorTraining:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
         if check_positive(self.sigma_max, "sigma_max") <= SIGMA_MIN:
             raise ValueError(f"sigma_max must exceed {SIGMA_MIN}; got {self.sigma_max}.")
-        if self.preset not in get_args(Preset):
+        if self.preset is not None and self.preset not in get_args(Preset):
             raise ValueError(f"preset must be one of {get_args(Preset)}; got {self.preset!r}.")
         if bool(self.dataset) == bool(self.ensembles):
             raise ValueError(

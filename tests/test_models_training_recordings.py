@@ -13,10 +13,11 @@ from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
 from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sparse, make_ensemble
 from neurosde.likelihood import transition_statistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import load_prior
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training import DenoiserModule, denoising_loss
-from neurosde.models.training_config import PosteriorTraining, read_training
+from neurosde.models.training_config import PosteriorTraining, PriorTraining, read_training
 from neurosde.models.training_recordings import (
     LENGTHS,
     CubeRecordings,
@@ -172,11 +173,10 @@ def test_the_command_and_its_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("names", [("dale",), ("dale", "gaussian"), ("block", "dale")])
-@pytest.mark.parametrize("preset", ["small", "deep"])  # base is small: of more blocks, those that it lacks add nothing
-def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names, preset):
+def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names):
     """What it answers to a recording is what the trained one answers, told the ensemble where both know it."""
     ensembles = tuple(make_ensemble(name, 2.0, gain=0.5) for name in names)
-    config = replace(SMALL, preset=preset, start="base", ensembles=ensembles, sizes=(6,))
+    config = replace(SMALL, preset=None, start="base", ensembles=ensembles, sizes=(6,))
     network, there = DenoiserModule(config).network, CFGPosterior.from_pretrained("base").network
     data = SimulatedRecordings(config)
     one = data.examples(next(iter(data.batches(0, 0, 1))), generator())
@@ -191,9 +191,21 @@ def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names, prese
         torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
 
 
-def test_a_start_of_other_sizes():
+def test_a_deeper_network_starts_from_a_shallower_one():
+    """Its further blocks at first add nothing, and they are not stuck there."""
+    config = PriorTraining(ensembles=(Dale(1.5),), sizes=(6,), preset="deep", start="dale", batch_entries=72)
+    module, there = DenoiserModule(config), load_prior("dale").network
+    assert len(module.network.blocks) == 6 and len(there.blocks) == 4
+    z, u = torch.randn(2, 2, 6, 6, generator=generator())
+    torch.testing.assert_close(module.network(z, u, torch.zeros(2)), there(z, u, torch.zeros(2)), rtol=1e-5, atol=1e-5)
+    module.network(z, u, torch.zeros(2)).square().mean().backward()
+    assert float(module.network.blocks[5].update.weight.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])  # base is deep
+def test_a_start_of_other_sizes(preset):
     with pytest.raises(ValueError, match="must be of the sizes that are to be trained"):
-        DenoiserModule(replace(SMALL, start="base"))
+        DenoiserModule(replace(SMALL, preset=preset, start="base"))
 
 
 @pytest.mark.parametrize(
