@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from neurosde import RateSDE, simulate_rate_network
-from neurosde.evaluation.dynamics import fixed_points, lyapunov_exponents
+from neurosde.evaluation.dynamics import _starts, fixed_points, lyapunov_exponents
 from neurosde.evaluation.predictive import held_out_log_likelihood
 from neurosde.likelihood import transition_statistics
 
@@ -158,3 +158,14 @@ def test_bad_input_is_named():
     statistics = transition_statistics(np.zeros((5, 3)))
     with pytest.raises(ValueError, match=r"weights must be \(3, 3\)"):
         held_out_log_likelihood(np.zeros((2, 2)), statistics, 0.3)
+
+
+def test_starts_are_as_wide_as_what_the_weights_make_of_rates():
+    """With an unscaled drive h balances at τ(Wx + I), with a scaled one at Wx + I, whatever τ is."""
+    W = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide = {
+        (drive, tau): _starts(RateSDE(W, tau=tau, input=torch.ones(6, dtype=torch.float64), drive=drive), 8, 1)[:4]
+        for drive in ("scaled", "unscaled") for tau in (1.0, 4.0)
+    }  # fmt: skip
+    torch.testing.assert_close(wide["scaled", 4.0], wide["scaled", 1.0])
+    torch.testing.assert_close(wide["unscaled", 4.0], 4 * wide["unscaled", 1.0])

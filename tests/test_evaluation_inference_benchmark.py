@@ -19,7 +19,7 @@ from neurosde.evaluation.inference_benchmark import (
     measured,
 )
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
-from neurosde.evaluation.inference_report import calibration_table, means
+from neurosde.evaluation.inference_report import calibration_table, means, write_inference_report
 from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
 
 SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
@@ -76,8 +76,11 @@ def test_finished_cells_are_kept_and_missing_ones_made(tmp_path):
     again = inference_benchmark(SMALL, tmp_path)
     cost = again["metric"].isin(COST)
     xr.testing.assert_equal(again["results"].where(~cost), first["results"].where(~cost))
-    with pytest.raises(ValueError, match="of another benchmark"):
+    with pytest.raises(ValueError, match=r"of another benchmark \(draws = 16 there, 17 now\)"):
         inference_benchmark(replace(SMALL, draws=17), tmp_path)
+    (tmp_path / "cells" / f"{SPARSE}--ridge.json").write_text("{cut")
+    with pytest.raises(ValueError, match="ridge.json is not a cell of this benchmark; delete it"):
+        inference_benchmark(SMALL, tmp_path)
 
 
 @pytest.mark.slow
@@ -94,7 +97,10 @@ def test_a_guidance_that_diverges_leaves_nothing_but_its_cost(tmp_path, monkeypa
         raise FloatingPointError("the guidance diverged")
 
     monkeypatch.setattr("neurosde.evaluation.inference_benchmark.infer_by", diverges)
-    found = inference_benchmark(replace(SMALL, methods=("cfg-pigdm",)), tmp_path)["results"]
+    results = inference_benchmark(replace(SMALL, methods=("cfg-pigdm",)), tmp_path)
+    page = write_inference_report(results, tmp_path).read_text()
+    assert f"Cost, {SPARSE}" in page and "Least error" not in page
+    found = results["results"]
     cost = found["metric"].isin(COST)
     assert bool(found.where(~cost, drop=True).isnull().all()) and bool(found.where(cost, drop=True).notnull().all())
 
@@ -146,6 +152,7 @@ def test_the_command(tmp_path, capsys):
         ({"methods": ("lasso",)}, "methods must be of least-squares"),
         ({"tasks": ("dale-N3",)}, "tasks must be of the suite quick"),
         ({"networks": 1}, "networks must be at least 2"),
+        ({"methods": ("ridge", "ridge")}, "methods must be named once each"),
     ],
 )
 def test_bad_options(options, match):

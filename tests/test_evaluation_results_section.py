@@ -50,11 +50,14 @@ def test_rows_without_numbers_are_left_out():
     values = np.full((1, 2, 4, len(metrics)), np.nan)
     values[..., metrics.index("relative_error")] = 0.5
     values[0, 1, :, metrics.index("energy_score")] = 0.25
+    values = np.repeat(values, 2, axis=0)
+    values[1, 0, :, metrics.index("relative_error")] = np.nan  # of one task only
     results = xr.Dataset(
         {"results": (("task", "method", "network", "metric"), values)},
-        {"task": [TASK], "method": ["ridge", "prior"], "metric": metrics},
+        {"task": [TASK, "block" + TASK[4:]], "method": ["ridge", "prior"], "metric": metrics},
         machine(),
     )
     errors, scores = section(results).split("\n\n")[:2]
     assert len(errors.splitlines()) == 4 and len(scores.splitlines()) == 3
-    assert "**0.25** ± 0.00" in scores and errors.count("**0.50**") == 2
+    assert "**0.25** ± 0.00" in scores and errors.count("**0.50**") == 3
+    assert "| – |" in errors and len({line.count("|") for line in errors.splitlines()}) == 1

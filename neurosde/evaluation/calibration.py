@@ -24,7 +24,8 @@ def coverage(draws: np.ndarray, truth: np.ndarray, levels: np.ndarray = LEVELS) 
         Coverage of each level, shape (level,).
     """
     tails = (1 - np.asarray(levels)) / 2
-    # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact; numpy's default falls short.
+    # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact where (S + 1) times a tail is a
+    # whole number, as for 19 or 39 draws at 0.9; 31 and 32 exact draws cover 0.908. numpy's default falls short of it.
     lower = np.quantile(draws, tails, axis=0, method="weibull")
     upper = np.quantile(draws, 1 - tails, axis=0, method="weibull")
     return ((lower <= truth) & (truth <= upper)).mean((-2, -1))

@@ -10,7 +10,7 @@ agree with least squares. Covariances are about the mean over all trials, so tha
 - `lagged_covariance_estimate`: Yule and Walker's A = C₁C₀⁻¹, hence Ŵ = (C₁C₀⁻¹ − a I)/b = I + τ(C₁C₀⁻¹ − I)/dt.
 - `precision_estimate`: from simultaneous covariances only, which do not tell W from its transpose. If W is symmetric
   and the activity stationary, C₀ = A C₀ A + s²I gives A = (I − s²C₀⁻¹)^½ and Ŵ = (A − a I)/b. To first order in dt that
-  is Ŵ = I − ½ τσ² C₀⁻¹: off the diagonal the partial covariances, in units of W.
+  is Ŵ = I − ½ τσ² C₀⁻¹: off the diagonal the entries of the inverse covariance, in units of W.
 
 References:
     Time series analysis (Hamilton, 1994), chapter 11, https://doi.org/10.1515/9780691218632

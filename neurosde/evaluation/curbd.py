@@ -2,7 +2,7 @@
 
 The network is the one of `RateSDE`, driven by slow noise instead of by the recording's own,
 
-    τ dh/dt = −h + J r + u(t),   r = φ(h),      τ_u du/dt = −u + u₀ η(t),
+    τ dh/dt = −h + J r + u(t),   r = φ(h),      τ_u du/dt = −u + u₀ √(2τ_u) η(t),
 
 from the recording's first sample on. At every sample J is moved against the error e = r − x by recursive least squares,
 which also keeps P, the running estimate of the inverse of Σ r rᵀ:
@@ -43,7 +43,7 @@ class CURBDSettings:
         substeps: steps of the network from sample to sample.
         gain: of the weights that training starts from, N(0, gain²/N).
         learning_rate: α, the inverse of what Σ r rᵀ is taken for at the start.
-        noise: amplitude u₀ of the input noise.
+        noise: standard deviation u₀ of the input noise.
         noise_tau: its time constant, in units of τ.
         seed: of weights and noise.
     """

@@ -226,7 +226,9 @@ def _starts(sde: RateSDE, count: int, generator: int | torch.Generator | None) -
     source = as_generator(generator)
     x = 2 * torch.rand(count, sde.num_neurons, generator=source, dtype=torch.float64) - 1
     tau = sde.tau.expand(sde.num_neurons)
-    h = tau * sde.f(0.0, torch.zeros_like(x)) + x @ sde.weights.mT
+    # Where the leak balances the rest: of either drive τ f is −h beside what the weights and the input make of x.
+    nothing = torch.zeros_like(x)
+    h = tau * (sde.f(0.0, nothing) + x @ sde.weights.mT / (tau if sde.drive == "scaled" else 1.0))
     step = 0.1 * float(tau.min())
     steps = (torch.rand(count, generator=source, dtype=torch.float64) * RELAXATION * float(tau.max()) / step).long()
     steps[: (count + 1) // 2] = 0

@@ -41,7 +41,7 @@ from neurosde.evaluation.sbi_baselines import SBI_METHODS
 from neurosde.evaluation.scores import crps, energy_score, log_score
 from neurosde.evaluation.timing import machine
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import global_attributes, whole_file
+from neurosde.provenance import config_changes, global_attributes, whole_file
 from neurosde.rate_sde import RateSDE
 from neurosde.validation import check_count, optional_package
 
@@ -51,12 +51,12 @@ METRICS: dict[str, tuple[str, Sense]] = {
     "edge_auc": ("area under the curve of edges", "higher"),
     "sign_accuracy": ("share of right signs", "higher"),
     "singular_value_error": ("singular value error", "lower"),
-    "lyapunov_error": ("error of the largest Lyapunov exponent, 1/tau", 0.0),
+    "lyapunov_error": ("error of the largest Lyapunov exponent, 1/tau", "lower"),
     "held_out": ("log-likelihood of a held-out trial, nats per transition", "higher"),
     "energy_score": ("energy score, relative", "lower"),
     "crps": ("mean CRPS over s0", "lower"),
     "log_score": ("mean log density of a weight in units of s0", "higher"),
-    "coverage_90": ("coverage of the 90 % intervals", 0.9),
+    "coverage_90": ("coverage of the 90 % intervals", None),
     "contraction": ("contraction", "higher"),
     "credibility": ("credibility of the truth about a random point", None),
     **{name: (f"{name}, share of draws below", None) for name in RANKS},
@@ -83,7 +83,11 @@ class InferenceBenchmark:
             raise ValueError(f"methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}.")
         names = [task.name for task in suite_tasks(self.suite)]
         if unknown := [name for name in self.tasks if name not in names]:
-            raise ValueError(f"tasks must be of the suite {self.suite}, {', '.join(names)}; got {', '.join(unknown)}.")
+            some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise ValueError(f"tasks must be of the suite {self.suite}, {some}; got {', '.join(unknown)}.")
+        for what, given in (("tasks", self.tasks), ("methods", self.methods)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"{what} must be named once each; got {', '.join(given)}.")
         for name in ("networks", "draws"):
             check_count(getattr(self, name), name, 2)
         check_count(self.simulations, "simulations")
@@ -132,10 +136,17 @@ class Cell:
         """
         if not self.path.exists():
             return None
-        there = json.loads(self.path.read_text())
-        if there["of"] != json.loads(json.dumps(self.contents)):
-            raise ValueError(f"{self.path} is of another benchmark, {there['of']}; choose another --out.")
-        return there["metrics"]
+        try:
+            there = json.loads(self.path.read_text())
+            of, metrics = there["of"], there["metrics"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is not a cell of this benchmark; delete it, and it is made again."
+            ) from error
+        if of != json.loads(json.dumps(self.contents)):
+            changes = config_changes(json.dumps(of), json.dumps(self.contents))
+            raise ValueError(f"{self.path} is of another benchmark ({changes}); choose another --out.")
+        return metrics
 
 
 def run_cell(cell: Cell) -> None:
@@ -170,7 +181,7 @@ def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[f
     s0 = unit(task)
     draws = None if found.draws is None else found.draws.double().numpy()
     for k, row in enumerate(rows):
-        row["lyapunov_error"] = float(apart[k])
+        row["lyapunov_error"] = abs(float(apart[k]))
         weights = estimates[k] if draws is None else draws[:, k]
         row["held_out"] = held_out_log_likelihood(weights, recorded.held_out[k], task.noise_std)
         if draws is not None:

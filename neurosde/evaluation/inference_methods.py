@@ -25,7 +25,7 @@ METHODS = {
     "least-squares": "least squares",
     "ridge": "ridge (cross-validation)",
     "covariance": "lagged covariances",
-    "precision": "partial covariances",
+    "precision": "inverse covariance",
     "curbd": "CURBD",
     "gaussian": "Gaussian posterior (evidence)",
     "exact": "Gaussian posterior, told the gain",

@@ -116,7 +116,7 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
     calibration = calibration_table(results)
     if len(calibration):
         table = Table(
-            "Calibration over all tasks together", calibration, senses={"tarp": "lower"},
+            "Calibration over all tasks together", calibration, senses={},
             titles={"p": "p of uniform ranks, after Holm", "tarp": "error of expected coverage (TARP)"}, digits=2,
         )  # fmt: skip
         sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,)))
@@ -159,9 +159,10 @@ def _errors(results: xr.Dataset) -> Picture:
     axes.invert_yaxis()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     finite = mean["relative_error"].dropna()
-    best = "; ".join(f"{task}: {finite.loc[task].idxmin()}, {finite.loc[task].min():.2f}" for task in tasks)
+    known = [task for task in tasks if task in finite.index.get_level_values("task")]
+    best = "; ".join(f"{task}: {finite.loc[task].idxmin()}, {finite.loc[task].min():.2f}" for task in known)
     return picture("errors", figure, "Relative errors with 95 % intervals, by method and task.",
-                   f"Least error of each task: {best}.")  # fmt: skip
+                   f"Least error of each task: {best or 'none is known'}.")  # fmt: skip
 
 
 def _draws(results: xr.Dataset) -> int:

@@ -11,8 +11,10 @@ is replaced; figures go to the folder GALLERY.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ from neurosde.evaluation.timing import hardware
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.inference import InferenceConfig, infer
 from neurosde.models.posterior_file import save_posterior
-from neurosde.options import OptionParser
+from neurosde.options import OptionParser, run_safely
 from neurosde.provenance import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def section(results: xr.Dataset) -> str:
 
 
 def _cell(mean: float, half: float, least: float) -> str:
+    if not math.isfinite(mean):
+        return "–"
     value = f"**{mean:.2f}**" if round(mean, 2) == least else f"{mean:.2f}"
     return f"{value} ± {half:.2f}"
 
@@ -74,12 +78,23 @@ def replace_section(readme: Path, text: str) -> None:
     Raises:
         ValueError: the file has not one pair of marks.
     """
-    before = readme.read_text(encoding="utf-8")
-    if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
-        raise ValueError(f"{readme} must hold {BEGIN} once, and then {END} once; it does not.")
+    before = marked(readme)
     start, stop = before.index(BEGIN) + len(BEGIN), before.index(END)
     with whole_file(readme) as temporary:
         temporary.write_text(f"{before[:start]}\n\n{text}\n\n{before[stop:]}", encoding="utf-8")
+
+
+def marked(readme: Path) -> str:
+    """Return a file that has the marks.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file has not one pair of marks.
+    """
+    before = readme.read_text(encoding="utf-8")
+    if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
+        raise ValueError(f"{readme} must hold {BEGIN} once, and then {END} once; it does not.")
+    return before
 
 
 def gallery(results: xr.Dataset, folder: Path, *, N: int = 20, T: int = 200, networks: int = 100) -> None:
@@ -153,7 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="folder of neurosde benchmark inference")
     parser.add_argument("readme", type=Path, help="file with the marks")
     parser.add_argument("gallery", type=Path, help="folder of the figures")
-    options = parser.parse_args(arguments)
+    return run_safely(_write, parser.parse_args(arguments))
+
+
+def _write(options: Namespace) -> int:
+    marked(options.readme)  # before any work
     with xr.open_dataset(options.results / "results.nc") as stored:
         results = stored.load()
     gallery(results, options.gallery)
