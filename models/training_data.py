@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurosde.datasets.ensembles import EntryLaw
+from neurosde.datasets.entry_law import EntryLaw
 from neurosde.datasets.loaders import CubeDataset, CubeLoader, loader
 from neurosde.models.edm import Evidence
 from neurosde.models.network_denoiser import Told

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import BrownianPath
-from neurosde.datasets.ensembles import Ensemble, EntryLaw, FixedGain, GainMixture
+from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.datasets.entry_law import EntryLaw
 from neurosde.datasets.loaders import CubeDataset
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import evidence_gain

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from neurosde.datasets.ensembles import EntryLaw, make_ensemble
+from neurosde.datasets.ensembles import make_ensemble
+from neurosde.datasets.entry_law import EntryLaw
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.structured_mean import entry_mean, entry_means, structured_mean
 

@@ -20,6 +20,7 @@ from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.weight_posterior import Refiner
 
 METHODS = {
     "least-squares": "least squares",
@@ -112,13 +113,12 @@ def _trained(method: str, recorded: Recorded, draws: int, seed: int, model: CFGP
     family = task.ensemble if method == "cfg-told" and task.ensemble in model.families else None
     posterior = model.condition(recorded.statistics, noise_std=task.noise_std, family=family)
     found = posterior.sample((draws,), generator=seed)
-    refiner = method.removeprefix("cfg-")
-    if refiner not in ("gibbs", "mmps", "pigdm"):
+    if method not in _REFINERS:
         return Inferred(posterior.mean, found)
     refined = []
     for k, statistics in enumerate(recorded.statistics):
         alone = model.condition(statistics, noise_std=task.noise_std)
-        refined.append(alone.refine(found[:, k], method=refiner, generator=seed + k).draws)  # type: ignore[arg-type]
+        refined.append(alone.refine(found[:, k], method=_REFINERS[method], generator=seed + k).draws)
     found = torch.stack(refined, 1)
     return Inferred(found.mean(0), found)
 
@@ -135,6 +135,7 @@ def _curbd(recorded: Recorded, k: int) -> Tensor:
     return torch.as_tensor(curbd(recorded.activity[k], DT).weights, dtype=torch.float64)
 
 
+_REFINERS: dict[str, Refiner] = {"cfg-gibbs": "gibbs", "cfg-mmps": "mmps", "cfg-pigdm": "pigdm"}
 _ESTIMATES: dict[str, Callable[[Recorded, int], Tensor]] = {
     "least-squares": lambda recorded, k: least_squares(recorded.statistics[k]),
     "ridge": lambda recorded, k: ridge(recorded.statistics[k]),

@@ -116,7 +116,7 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
     calibration = calibration_table(results)
     if len(calibration):
         table = Table(
-            "Calibration over all tasks together", calibration, senses={},
+            "Calibration over all tasks together", calibration,
             titles={"p": "p of uniform ranks, after Holm", "tarp": "error of expected coverage (TARP)"}, digits=2,
         )  # fmt: skip
         sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,)))
@@ -162,7 +162,7 @@ def _errors(results: xr.Dataset) -> Picture:
     known = [task for task in tasks if task in finite.index.get_level_values("task")]
     best = "; ".join(f"{task}: {finite.loc[task].idxmin()}, {finite.loc[task].min():.2f}" for task in known)
     return picture("errors", figure, "Relative errors with 95 % intervals, by method and task.",
-                   f"Least error of each task: {best or 'none is known'}.")  # fmt: skip
+                   f"Least error of each task: {best}.")  # fmt: skip
 
 
 def _draws(results: xr.Dataset) -> int:
