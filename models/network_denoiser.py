@@ -11,6 +11,7 @@ from torch import Tensor
 from neurosde.datasets.ensembles import Gaussian
 from neurosde.models.denoiser import PairNetwork
 from neurosde.models.edm import Evidence, Folded, fold
+from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.knowledge import knowledge_of
 
 GAUSSIAN = Gaussian.name
@@ -102,7 +103,9 @@ class NetworkDenoiser:
         return torch.cat(found).view(x.shape), torch.cat(families).view(*batch, -1)
 
 
-def evaluate_network(network: PairNetwork, folded: Folded, sigma: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+def evaluate_network(
+    network: PairNetwork | GraphedNetwork, folded: Folded, sigma: Tensor, told: Told
+) -> tuple[Tensor, Tensor]:
     """F for what has been folded, and log p(family): the network itself computes in its own dtype.
 
     Where the weights are known to be iid Gaussian of a known gain nothing is lacking: F = 0, whatever the network says.

@@ -25,6 +25,7 @@ from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
 from neurosde.models.edm import SIGMA_MIN, fold
+from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.model_files import load_network
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.structured_mean import structured_mean
@@ -62,6 +63,7 @@ class DenoiserModule(pl.LightningModule):
             self.network = PairNetwork(sizes, config.checkpoint_above)
         if config.start is not None:
             _start_from(self.network, config.start)
+        self.replayed = GraphedNetwork(self.network)
         self.average = AveragedModel(self.network, multi_avg_fn=_running_average(config.ema))
         self.average.requires_grad_(False)
 
@@ -73,7 +75,9 @@ class DenoiserModule(pl.LightningModule):
         if self.data.families:
             examples = _forgetful(examples, self.config.family_dropout, generator)
         sigma = training_sigmas(len(examples.J), self.config.sigma_max, generator)
-        error, surprise = denoising_loss(self.network, examples, sigma, generator)
+        trainer: Any = self.trainer
+        network = self.network if trainer.world_size > 1 else self.replayed
+        error, surprise = denoising_loss(network, examples, sigma, generator)
         loss = error.mean()
         self.log("loss", loss.float(), prog_bar=True)
         return loss + FAMILY_WEIGHT * surprise.mean()
@@ -159,7 +163,7 @@ def training_sigmas(count: int, sigma_max: float, generator: torch.Generator) ->
 
 
 def denoising_loss(
-    network: PairNetwork, examples: Examples, sigma: Tensor, generator: torch.Generator
+    network: PairNetwork | GraphedNetwork, examples: Examples, sigma: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Whitened denoising error of each matrix, and the surprise at its family.
 

@@ -1,0 +1,81 @@
+"""A pair network in training whose passes are replayed as CUDA graphs.
+
+A step of training is a thousand and more small kernels, and a GPU waits for the CPU to launch them. The kernels of one
+shape are always the same: they are recorded once, forward and backward, and launched as a whole from then on.
+
+References:
+    Accelerating PyTorch with CUDA graphs (Nguyen, Carilli, Eryilmaz, Singh, Lin, Gimelshein, Desmaison, Yang, 2021),
+    https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
+from neurosde.models.knowledge import Knowledge
+
+_KNOWLEDGE = tuple(item.name for item in fields(Knowledge))
+
+
+class GraphedNetwork:
+    """What `evaluate_network` takes for a network; its gradients go to the network's own parameters.
+
+    Graphs share their memory, which is safe as long as a backward pass follows each forward pass before the next one.
+    Off a GPU, under autocast, in evaluation, and of matrices so large that activations are computed twice, it is the
+    network itself.
+
+    Args:
+        network: the pair network.
+    """
+
+    def __init__(self, network: PairNetwork) -> None:
+        self.network = network
+        self._graphs: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = {}
+        self._pool: tuple[int, int] | None = None
+
+    @property
+    def config(self) -> PairNetworkConfig:
+        """Sizes of the network."""
+        return self.network.config
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the network."""
+        return self.network.parameters()
+
+    def answer(
+        self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, knowledge: Knowledge | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `PairNetwork.answer` does."""
+        replayed = z.is_cuda and self.network.training and torch.is_grad_enabled() and not torch.is_autocast_enabled()
+        if not replayed or z.shape[-1] > self.network.checkpoint_above:
+            return self.network.answer(z, u, log_sigma, family, knowledge)
+        known = () if knowledge is None else tuple(getattr(knowledge, name) for name in _KNOWLEDGE)
+        inputs = tuple(each.contiguous() for each in (z, u, log_sigma, family, *known))
+        key = tuple(z.shape)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(inputs)
+        found = self._graphs[key](*inputs)
+        return found[0], None if knowledge is None else found[1]
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        some = tuple(each.clone() for each in inputs)
+        return torch.cuda.make_graphed_callables(_Flat(self.network), some, pool=self._pool)  # type: ignore[return-value]
+
+
+class _Flat(nn.Module):
+    """The network as a function of tensors alone."""
+
+    def __init__(self, network: PairNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+        F, families = self.network.answer(z, u, log_sigma, family, Knowledge(*known) if known else None)
+        return (F,) if families is None else (F, families)
