@@ -16,6 +16,9 @@ presynaptic neurons together is a feature of their pair. It can answer in two pl
 does, and with what each weight adds to the evidence, F = F₁ + F₂ diag(C)^(−1/2) C^(1/2), so that D = D₀ + F₂
 diag(C)^(−1/2) C + ….
 
+A network with thresholds also sees Z's parts of singular values above them, `neurosde.models.spectral`, and answers
+with their share, too: what products of channels that are normalised entry by entry can only come near to.
+
 References:
     Invariant and equivariant graph networks (Maron, Ben-Hamu, Shamir, Lipman, 2019), https://arxiv.org/abs/1812.09902
     Provably powerful graph networks (Maron, Ben-Hamu, Serviansky, Lipman, 2019), https://arxiv.org/abs/1905.11136
@@ -35,9 +38,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from neurosde.models.knowledge import FARTHEST, NODE_FEATURES, OVERALL_FEATURES, PAIR_FEATURES, Knowledge
-from neurosde.validation import check_count
+from neurosde.models.spectral import Spectrum, spectrum
+from neurosde.validation import check_count, check_positive
 
-Preset = Literal["tiny", "small", "deep", "base"]
+Preset = Literal["tiny", "small", "deep", "spectral", "base"]
 _SIGMA_FEATURES = 16
 _LOG_SIGMA = (-7.0, 7.0)  # range of log s that the noise level's features cover
 
@@ -54,6 +58,7 @@ class PairNetworkConfig:
         blocks: number of blocks.
         families: names of the ensembles that it can be told apart by; empty where there is but one.
         recordings: whether it is conditioned on recordings.
+        thresholds: of squared singular values of Z over N, above which Z's parts are features; none by default.
     """
 
     channels: int = 32
@@ -63,6 +68,7 @@ class PairNetworkConfig:
     blocks: int = 4
     families: tuple[str, ...] = ()
     recordings: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("channels", "products", "width", "heads", "blocks"):
@@ -72,12 +78,15 @@ class PairNetworkConfig:
                 f"products must be a multiple of 3, and width one of heads; got products = {self.products}, "
                 f"width = {self.width}, heads = {self.heads}."
             )
+        for threshold in self.thresholds:
+            check_positive(threshold, "thresholds")
 
 
 PRESETS: dict[str, PairNetworkConfig] = {
     "tiny": PairNetworkConfig(channels=16, products=12, width=32, heads=2, blocks=2),
     "small": PairNetworkConfig(),
     "deep": PairNetworkConfig(blocks=6),
+    "spectral": PairNetworkConfig(blocks=6, thresholds=(2.5, 3.5, 4.2, 5.0, 6.5)),
     "base": PairNetworkConfig(channels=96, products=72, width=192, heads=8, blocks=6),
 }
 
@@ -107,6 +116,7 @@ class PairNetwork(nn.Module):
         nn.init.zeros_(self.output.weight)  # an untrained network is the Gaussian prior's denoiser
         nn.init.zeros_(self.output.bias)
         self.known = _Knowing(config) if config.recordings else None
+        self.spectral = _Splitting(config) if config.thresholds else None
 
     def forward(
         self,
@@ -125,10 +135,20 @@ class PairNetwork(nn.Module):
             family: 1 + index of the ensemble, or 0 where it is not told, shape (batch,).
             knowledge: what the recordings have made known, for a network that is conditioned on them.
         """
-        return self.answer(z, u, log_sigma, family, knowledge)[0]
+        return self.answer(z, u, log_sigma, family, knowledge, self.split(z))[0]
+
+    def split(self, z: Tensor) -> Spectrum | None:
+        """Return Z's parts above the thresholds, for a network that has some."""
+        return spectrum(z, self.config.thresholds) if self.config.thresholds else None
 
     def answer(
-        self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor | None, knowledge: Knowledge | None
+        self,
+        z: Tensor,
+        u: Tensor,
+        log_sigma: Tensor,
+        family: Tensor | None,
+        knowledge: Knowledge | None,
+        split: Spectrum | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return F and, of a network that is conditioned on recordings, log p(family) of each, (batch, family)."""
         N = z.shape[-1]
@@ -143,6 +163,9 @@ class PairNetwork(nn.Module):
         if self.known is not None and knowledge is not None:
             P, H = P + _map(self.known.pairs.weight, knowledge.pairs), H + self.known.nodes(knowledge.nodes)
             condition = condition + self.known.overall(knowledge.overall)
+        if self.spectral is not None and split is not None:
+            P = P + _map(self.spectral.pairs.weight, torch.cat([split.above, split.projections], dim=1))
+            condition = condition + self.spectral.overall(torch.log1p(split.counts.clamp(min=0)))
         P = _linear(second, activation(P)).to(z.dtype)
         for block in self.blocks:
             if self.checkpoint_above < N and torch.is_grad_enabled():
@@ -152,6 +175,8 @@ class PairNetwork(nn.Module):
         hidden = functional.silu(_linear(self.hidden, self.norm(P, condition)))
         constant, near, scale = _linear(self.output, hidden).unbind(1)
         F = constant + near * far + scale * z
+        if self.spectral is not None and split is not None:
+            F = F + (_linear(self.spectral.output, hidden) * split.above).sum(1)
         if self.known is None or knowledge is None:
             return F, None
         constant, near = _linear(self.known.output, hidden).unbind(1)
@@ -176,6 +201,19 @@ class _Knowing(nn.Module):
 
     def log_families(self, H: Tensor, condition: Tensor) -> Tensor:
         return self.families(torch.cat([H.mean(1), condition], dim=-1)).log_softmax(-1)
+
+
+class _Splitting(nn.Module):
+    """What a network with thresholds has beside one without; untrained, it changes nothing."""
+
+    def __init__(self, config: PairNetworkConfig) -> None:
+        super().__init__()
+        C, count = config.channels, len(config.thresholds)
+        self.pairs = nn.Linear(3 * count, 2 * C, bias=False)
+        self.overall = nn.Linear(count, config.width, bias=False)
+        self.output = nn.Linear(C, count)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class _AdaptiveNorm(nn.Module):

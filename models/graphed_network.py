@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
 from neurosde.models.knowledge import Knowledge
+from neurosde.models.spectral import Spectrum
 
 _KNOWLEDGE = tuple(item.name for item in fields(Knowledge))
+_SPECTRUM = tuple(item.name for item in fields(Spectrum))
 
 
 class GraphedNetwork:
@@ -47,15 +49,26 @@ class GraphedNetwork:
         """Parameters of the network."""
         return self.network.parameters()
 
+    def split(self, z: Tensor) -> Spectrum | None:
+        """Return what `PairNetwork.split` does."""
+        return self.network.split(z)
+
     def answer(
-        self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, knowledge: Knowledge | None
+        self,
+        z: Tensor,
+        u: Tensor,
+        log_sigma: Tensor,
+        family: Tensor,
+        knowledge: Knowledge | None,
+        split: Spectrum | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what `PairNetwork.answer` does."""
         replayed = z.is_cuda and self.network.training and torch.is_grad_enabled() and not torch.is_autocast_enabled()
         if not replayed or z.shape[-1] > self.network.checkpoint_above:
-            return self.network.answer(z, u, log_sigma, family, knowledge)
+            return self.network.answer(z, u, log_sigma, family, knowledge, split)
         known = () if knowledge is None else tuple(getattr(knowledge, name) for name in _KNOWLEDGE)
-        inputs = tuple(each.contiguous() for each in (z, u, log_sigma, family, *known))
+        parts = () if split is None else tuple(getattr(split, name) for name in _SPECTRUM)
+        inputs = tuple(each.contiguous() for each in (z, u, log_sigma, family, *known, *parts))
         key = tuple(z.shape)
         if key not in self._graphs:
             self._graphs[key] = self._record(inputs)
@@ -66,7 +79,12 @@ class GraphedNetwork:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         some = tuple(each.clone() for each in inputs)
-        return torch.cuda.make_graphed_callables(_Flat(self.network), some, pool=self._pool)  # type: ignore[return-value]
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # TF32: rounding below the scatter of a batch's gradient
+        try:
+            return torch.cuda.make_graphed_callables(_Flat(self.network), some, pool=self._pool)  # type: ignore[return-value]
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
 
 class _Flat(nn.Module):
@@ -76,6 +94,10 @@ class _Flat(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
-        F, families = self.network.answer(z, u, log_sigma, family, Knowledge(*known) if known else None)
+    def forward(self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        count = len(_KNOWLEDGE) if self.network.config.recordings else 0
+        known, parts = rest[:count], rest[count:]
+        F, families = self.network.answer(
+            z, u, log_sigma, family, Knowledge(*known) if known else None, Spectrum(*parts) if parts else None
+        )
         return (F,) if families is None else (F, families)

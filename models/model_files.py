@@ -111,7 +111,8 @@ def _network(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> 
     """The network of a file, and what else its configuration says."""
     plain = json.loads(header["config"])
     sizes = plain.pop("network")
-    network = PairNetwork(PairNetworkConfig(**(sizes | {"families": tuple(sizes["families"])})))
+    tuples = {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
+    network = PairNetwork(PairNetworkConfig(**(sizes | tuples)))
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return network, plain
 

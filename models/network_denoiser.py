@@ -116,7 +116,7 @@ def evaluate_network(
     dtype = next(network.parameters()).dtype
     z, u = folded.network_input.to(dtype), folded.whitened_mean.to(dtype)
     known = knowledge_of(folded, sigma, told.gain, told.gain_known, dtype) if network.config.recordings else None
-    F, families = network.answer(z, u, sigma.log().to(dtype), told.family, known)
+    F, families = network.answer(z, u, sigma.log().to(dtype), told.family, known, network.split(z))
     if known is None or families is None:
         return F.double(), F.new_zeros(len(F), 0)
     if GAUSSIAN in network.config.families:

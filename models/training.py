@@ -111,7 +111,9 @@ class DenoiserModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam, with a warm-up and a cosine down to 0."""
         c = self.config
-        optimiser = torch.optim.Adam(self.network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99))
+        optimiser = torch.optim.Adam(
+            self.network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), fused=self.device.type == "cuda"
+        )
 
         def factor(step: int) -> float:
             return min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / c.steps)))
@@ -196,7 +198,8 @@ def _forgetful(examples: Examples, dropout: float, generator: torch.Generator) -
 def _start_from(network: PairNetwork, name: str) -> None:
     """Take the weights of a trained network over; of ensembles that it does not know, those of one that is not told."""
     there, mine = load_network(name), network.config
-    alike = replace(there.config, families=mine.families, recordings=mine.recordings, blocks=mine.blocks) == mine
+    free = {name: getattr(mine, name) for name in ("families", "recordings", "blocks", "thresholds")}
+    alike = replace(there.config, **free) == mine and there.config.thresholds in ((), mine.thresholds)
     if not alike or there.config.blocks > mine.blocks:
         raise ValueError(
             f"{name} must be of the sizes that are to be trained, {mine}, with as many blocks or fewer; got "
