@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -189,9 +190,9 @@ def _multistep(
     denoise: Denoiser, gaussian: Gaussian, churn: float = 0.0, normal: Callable[[], Tensor] | None = None
 ) -> Step:
     """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
-    nodes, weights = np.polynomial.legendre.leggauss(32)
     points: list[float] = []  # log s of the last evaluations, the latest first
     values: list[Tensor] = []  # F there
+    made: list[tuple[Tensor, _Weights]] = []  # y at the end of the last step if F were 0, and what F adds
     m = gaussian.mean
 
     def step(x: Tensor, s: float, t: float) -> Tensor:
@@ -199,29 +200,57 @@ def _multistep(
         c = torch.as_tensor(gaussian.variances, dtype=torch.float64, device=x.device)
         x, mean = gaussian.along(x) - m, gaussian.along(mean) - m
         total = s**2 + c
-        y = x * total.rsqrt()
         points.insert(0, math.log(s))
         values.insert(0, (mean - c / total * x) * (total / c).sqrt() / s)
+        y = x * total.rsqrt()
+        if made:  # the last step once more, now that F is known at its end
+            y, weights = made.pop()
+            y = y + weights.integral(points, values)
         if t == 0:  # F stays what it is: W may be known better than to the last level
             return gaussian.back(m + c.sqrt() * (y + torch.atan(s * c.rsqrt()) * values[0]))
         del points[ORDER:], values[ORDER:]
-        half = math.log(s / t) / 2
-        along = math.log(s) - half * (1 + nodes)  # log s on the step
-        e = torch.as_tensor(along, device=x.device).exp().view(-1, *(1,) * c.ndim)
-        # dθ = d(log s)/(s/√c + √c/s)
-        angle = torch.as_tensor(half * weights, device=x.device).view_as(e) / (e * c.rsqrt() + c.sqrt() / e)
-        left = t**2 + c
         if normal is not None:
-            angle = (1 + churn) * angle * (left / (e.square() + c)) ** (churn / 2)
-            kept = (left / total) ** churn
+            kept = ((t**2 + c) / total) ** churn
             y = kept.sqrt() * y + (1 - kept).sqrt() * normal()
-        for k, (point, value) in enumerate(zip(points, values, strict=True)):
-            others = np.array([p for j, p in enumerate(points) if j != k])
-            lagrange = torch.as_tensor(np.prod((along[:, None] - others) / (point - others), axis=1), device=x.device)
-            y = y + torch.tensordot(lagrange, angle, 1) * value
-        return gaussian.back(m + left.sqrt() * y)
+        weights = _Weights.of(s, t, c, churn)
+        made.append((y, weights))
+        return gaussian.back(m + (t**2 + c).sqrt() * (y + weights.integral(points, values)))
 
     return step
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Quadrature of a multistep's step.
+
+    Attributes:
+        along: nodes log u, shape (node,).
+        angle: (1 + η) r_u^(η/2) dθ_u at each, shape (node, ...).
+    """
+
+    along: np.ndarray
+    angle: Tensor
+
+    @classmethod
+    def of(cls, s: float, t: float, c: Tensor, churn: float) -> _Weights:
+        nodes, weights = np.polynomial.legendre.leggauss(32)
+        half = math.log(s / t) / 2
+        along = math.log(s) - half * (1 + nodes)
+        e = torch.as_tensor(along, device=c.device).exp().view(-1, *(1,) * c.ndim)
+        # dθ = d(log s)/(s/√c + √c/s)
+        angle = torch.as_tensor(half * weights, device=c.device).view_as(e) / (e * c.rsqrt() + c.sqrt() / e)
+        if churn:
+            angle = (1 + churn) * angle * ((t**2 + c) / (e.square() + c)) ** (churn / 2)
+        return cls(along, angle)
+
+    def integral(self, points: list[float], values: list[Tensor]) -> Tensor:
+        """Σ_k F_k ∫ ℓ_k, for F known at some log s."""
+        total = torch.zeros_like(values[0])
+        for k, (point, value) in enumerate(zip(points, values, strict=True)):
+            others = np.array([p for j, p in enumerate(points) if j != k])
+            lagrange = np.prod((self.along[:, None] - others) / (point - others), axis=1)
+            total += torch.tensordot(torch.as_tensor(lagrange, device=value.device), self.angle, 1) * value
+        return total
 
 
 def _heun(denoise: Denoiser) -> Step:
