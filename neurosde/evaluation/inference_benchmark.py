@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from neurosde.datasets.execution import Execution, run_tasks
 from neurosde.evaluation.calibration import contraction, coverage, expected_coverage, ranks
-from neurosde.evaluation.dynamics import lyapunov_exponents
 from neurosde.evaluation.exact_benchmark import RESOLUTION
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
 from neurosde.evaluation.inference_tasks import Recorded, Suite, Task, record, suite_tasks, unit
@@ -40,6 +39,7 @@ from neurosde.evaluation.resident import peak, reset_peak
 from neurosde.evaluation.sbi_baselines import SBI_METHODS
 from neurosde.evaluation.scores import crps, energy_score, log_score
 from neurosde.evaluation.timing import machine
+from neurosde.lyapunov import lyapunov_exponents
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import config_changes, global_attributes, whole_file
 from neurosde.rate_sde import RateSDE
