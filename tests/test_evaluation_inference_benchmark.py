@@ -12,13 +12,12 @@ import xarray as xr
 from neurosde.cli import main
 from neurosde.datasets.execution import Execution
 from neurosde.evaluation.inference_benchmark import (
-    METRICS,
     Cell,
     InferenceBenchmark,
     inference_benchmark,
-    measured,
 )
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
+from neurosde.evaluation.inference_metrics import METRICS, measured
 from neurosde.evaluation.inference_report import calibration_table, means, write_inference_report
 from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
 
@@ -134,7 +133,7 @@ def test_the_command(tmp_path, capsys):
     command = ["benchmark", "inference", "--tasks", SPARSE, "--networks", "2", "--draws", "8", "--out", str(tmp_path)]
     assert main([*command, "--methods", "ridge", "curbd", "cfg", "cfg-gibbs", "covariance", "precision"]) == 0
     said = capsys.readouterr().out
-    assert "trained posterior, refined (split Gibbs)" in said and "| p | TARP |" in said
+    assert "trained posterior, refined (split Gibbs)" in said and "| p | TARP (95 % of exact ones) |" in said
     with xr.open_dataset(tmp_path / "results.nc") as results:
         assert results["results"].dims == ("task", "method", "network", "metric")
         assert results["results"].sizes == {"task": 1, "method": 6, "network": 2, "metric": len(METRICS)}

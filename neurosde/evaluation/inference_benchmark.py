@@ -23,46 +23,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.datasets.execution import Execution, run_tasks
-from neurosde.evaluation.calibration import contraction, coverage, expected_coverage, ranks
-from neurosde.evaluation.exact_benchmark import RESOLUTION
-from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
-from neurosde.evaluation.inference_tasks import Recorded, Suite, Task, record, suite_tasks, unit
-from neurosde.evaluation.page_table import Sense
-from neurosde.evaluation.posterior_benchmark import DIRECTIONS, FEATURES
-from neurosde.evaluation.predictive import held_out_log_likelihood
-from neurosde.evaluation.recovery import SENSES, point_metrics
+from neurosde.evaluation.inference_methods import DEFAULT, METHODS, infer_by
+from neurosde.evaluation.inference_metrics import METRICS, MISSING, measured
+from neurosde.evaluation.inference_tasks import Suite, Task, record, suite_tasks
 from neurosde.evaluation.resident import peak, reset_peak
 from neurosde.evaluation.sbi_baselines import SBI_METHODS
-from neurosde.evaluation.scores import crps, energy_score, log_score
 from neurosde.evaluation.timing import machine
-from neurosde.lyapunov import lyapunov_exponents
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import config_changes, global_attributes, whole_file
-from neurosde.rate_sde import RateSDE
 from neurosde.validation import check_count, optional_package
-
-RANKS = tuple(f"rank of {feature}" for feature in FEATURES)
-METRICS: dict[str, tuple[str, Sense]] = {
-    **{name: (name.replace("_", " "), sense) for name, sense in SENSES.items()},
-    "edge_auc": ("area under the curve of edges", "higher"),
-    "sign_accuracy": ("share of right signs", "higher"),
-    "singular_value_error": ("singular value error", "lower"),
-    "lyapunov_error": ("error of the largest Lyapunov exponent, 1/tau", "lower"),
-    "held_out": ("log-likelihood of a held-out trial, nats per transition", "higher"),
-    "energy_score": ("energy score, relative", "lower"),
-    "crps": ("mean CRPS over s0", "lower"),
-    "log_score": ("mean log density of a weight in units of s0", "higher"),
-    "coverage_90": ("coverage of the 90 % intervals", None),
-    "contraction": ("contraction", "higher"),
-    "credibility": ("credibility of the truth about a random point", None),
-    **{name: (f"{name}, share of draws below", None) for name in RANKS},
-    "seconds": ("seconds a network", "lower"),
-    "memory": ("memory beyond what there was, MB", "lower"),
-}
 
 
 @dataclass(frozen=True)
@@ -172,40 +144,6 @@ def run_cell(cell: Cell) -> None:
         temporary.write_text(json.dumps({"of": cell.contents, "metrics": metrics}))
 
 
-def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[float]]:
-    """Return each metric that a method has, of each network."""
-    truth, task = recorded.weights.numpy(), recorded.task
-    estimates = found.estimate.double().numpy()
-    rows: list[dict[str, float]] = [point_metrics(one, W) for one, W in zip(estimates, truth, strict=True)]
-    apart = _lyapunov(found.estimate) - _lyapunov(recorded.weights)
-    s0 = unit(task)
-    draws = None if found.draws is None else found.draws.double().numpy()
-    for k, row in enumerate(rows):
-        row["lyapunov_error"] = abs(float(apart[k]))
-        weights = estimates[k] if draws is None else draws[:, k]
-        row["held_out"] = held_out_log_likelihood(weights, recorded.held_out[k], task.noise_std)
-        if draws is not None:
-            row |= {
-                "energy_score": energy_score(draws[:, k], truth[k]),
-                "crps": float(crps(draws[:, k], truth[k]).mean()) / s0,
-                "log_score": float(log_score(draws[:, k], truth[k], RESOLUTION * s0, seed).mean()) + math.log(s0),
-                "coverage_90": float(coverage(draws[:, k], truth[k], np.array([0.9]))[0]),
-                "contraction": contraction(draws[:, k], s0**2),
-            }
-    metrics = {name: [row[name] for row in rows] for name in rows[0]}
-    if draws is not None:
-        N = task.neurons
-        directions = np.random.default_rng(seed).standard_normal((DIRECTIONS, N, N))
-        metrics["credibility"] = expected_coverage(draws, truth, np.roll(truth, 1, axis=0)).tolist()
-        of_truth = ranks(draws, truth, directions, seed) / len(draws)
-        metrics |= {name: row.tolist() for name, row in zip(RANKS, of_truth, strict=True)}
-    return metrics
-
-
-def _lyapunov(weights: Tensor) -> Tensor:
-    return lyapunov_exponents(RateSDE(weights.double()), time=200.0)[..., 0]
-
-
 def inference_benchmark(config: InferenceBenchmark, out: Path, execution: Execution | None = None) -> xr.Dataset:
     """Run all cells that are not there yet, and gather all.
 
@@ -254,6 +192,7 @@ def gathered(config: InferenceBenchmark, cells: Sequence[Cell]) -> xr.Dataset:
         {
             "task": [task.name for task in tasks], "method": list(methods), "metric": list(METRICS),
             "metric_long_name": ("metric", [about for about, _ in METRICS.values()]),
+            "metric_missing": ("metric", [MISSING.get(name, "") for name in METRICS], {"long_name": "why it is NaN"}),
             "method_long_name": ("method", [METHODS[name] for name in methods]),
             **of_tasks,
         },
