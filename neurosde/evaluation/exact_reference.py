@@ -105,7 +105,7 @@ def compared_with_exact(
         seed: of the classifiers.
     """
     exact = reference.mean.numpy()
-    rows = []
+    rows: list[dict[str, float]] = []
     for k, known in enumerate(reference.known):
         if not known:
             rows.append({})
