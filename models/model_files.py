@@ -109,6 +109,11 @@ def model_digest(path: str | Path, kind: Kind) -> str:
     return _digest(file, status.st_mtime_ns, status.st_size)
 
 
+def model_label(path: str | Path, kind: Kind) -> str:
+    """Return a path or name with the first digits of the file's digest, for the attributes of results."""
+    return f"{path} (sha256 {model_digest(path, kind)[:16]})"
+
+
 @lru_cache(maxsize=8)
 def _digest(file: Path, modified: int, size: int) -> str:
     """Digest of a file as it was at that time."""

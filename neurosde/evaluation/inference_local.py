@@ -28,7 +28,7 @@ from neurosde.models.empirical_bayes import empirical_bayes
 from neurosde.models.gaussian_posterior import GaussianPosterior
 
 OBSERVED = 15  # draws of each posterior at which classifiers are asked
-PERMUTATIONS = 99
+PERMUTATIONS = 49  # 4 s a method; the least p is 0.02
 Pairs = dict[str, list[list[float]] | list[list[list[float]]]]
 
 
