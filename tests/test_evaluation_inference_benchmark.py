@@ -17,7 +17,7 @@ from neurosde.evaluation.inference_cells import Cell
 from neurosde.evaluation.inference_config import InferenceBenchmark
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
 from neurosde.evaluation.inference_metrics import METRICS, measured
-from neurosde.evaluation.inference_report import calibration_table, means, write_inference_report
+from neurosde.evaluation.inference_report import calibration_table, markdown_tables, means, write_inference_report
 from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
 
 SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
@@ -84,6 +84,8 @@ def test_finished_cells_are_kept_and_missing_ones_made(tmp_path):
     assert json.loads(other.attrs["config"])["methods"] == again["method"].values.tolist()
     xr.testing.assert_equal(other["results"].sel({"task": [BLOCK]}), again["results"])
     assert bool(other["results"][0].sel({"method": ["gaussian", "prior"]}).isnull().all())
+    assert f"Posterior, {BLOCK}" in write_inference_report(other, tmp_path).read_text()
+    assert markdown_tables(other).count("| ridge (cross-validation) | 0.") == 2
     with pytest.raises(ValueError, match=r"of another benchmark \(draws = 16 there, 17 now\)"):
         inference_benchmark(replace(BLOCKS, draws=17), tmp_path)
     with pytest.raises(ValueError, match=r"json is of another benchmark \(draws = 16 there, 17 now\)"):
