@@ -20,17 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurosde.brownian import as_generator
-from neurosde.models.dps import (
-    DiffusionPosteriorSampling,
-    LikelihoodGuidance,
-    MomentMatching,
-    PseudoinverseGuidance,
-    Refinement,
-    check_draws,
-    log_likelihood,
-)
+from neurosde.models.dps import DiffusionPosteriorSampling, LikelihoodGuidance, MomentMatching, PseudoinverseGuidance
 from neurosde.models.edm import SIGMA_MIN, Denoiser, Evidence, noise_levels
 from neurosde.models.function_guidance import FunctionGradient, FunctionGuidance
+from neurosde.models.refinement import Refinement, check_draws, log_likelihood
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 

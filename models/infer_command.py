@@ -6,7 +6,8 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from neurosde.models.inference import Inference, InferenceConfig, infer
+from neurosde.models.inference import Inference, infer
+from neurosde.models.inference_config import InferenceConfig
 from neurosde.models.posterior_file import check_name, save_posterior
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import make_folder

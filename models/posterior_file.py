@@ -27,8 +27,8 @@ import numpy as np
 import xarray as xr
 
 from neurosde.datasets.recordings import Recording
-from neurosde.models.dps import Refinement
 from neurosde.models.inference import Inference
+from neurosde.models.refinement import Refinement
 from neurosde.provenance import global_attributes, whole_file
 
 GROUPS = ("posterior", "sample_stats", "closed_form", "observed_data", "posterior_predictive", "constant_data")

@@ -10,10 +10,11 @@ from typing import get_args
 import torch
 
 from neurosde.datasets.recordings import read_recording
-from neurosde.models.dps import SWEEPS
 from neurosde.models.infer_command import report
-from neurosde.models.inference import InferenceConfig, Likelihood, infer
+from neurosde.models.inference import infer
+from neurosde.models.inference_config import InferenceConfig, Likelihood
 from neurosde.models.posterior_file import check_name, config_of, open_posterior, recording_of, save_posterior
+from neurosde.models.split_gibbs import SWEEPS
 from neurosde.models.weight_posterior import Refiner
 from neurosde.options import OptionParser
 from neurosde.provenance import make_folder

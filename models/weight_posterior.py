@@ -19,7 +19,6 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_prior import with_exact_zeros
-from neurosde.models.dps import Refinement, SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
@@ -34,7 +33,9 @@ from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
+from neurosde.models.refinement import Refinement
 from neurosde.models.samplers import Method, sample
+from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 

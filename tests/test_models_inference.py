@@ -14,7 +14,7 @@ import xarray as xr
 from neurosde.cli import main
 from neurosde.datasets.recordings import Recording, read_recording
 from neurosde.evaluation.calibration import truth_under_posterior
-from neurosde.models import InferenceConfig, infer, inference, open_posterior, save_posterior
+from neurosde.models import InferenceConfig, infer, open_posterior, prediction, save_posterior
 
 N, T, TRIALS, DT, SIGMA, GAIN = 6, 150, 3, 0.1, 0.3, 1.3
 
@@ -132,7 +132,7 @@ def test_a_foreign_time_axis_can_be_overruled(tmp_path):
 
 def test_predictive_draws_are_bounded_in_memory(monkeypatch):
     _, activity = another_program()
-    monkeypatch.setattr(inference, "PREDICTIVE_BYTES", 3 * 4 * activity.size)
+    monkeypatch.setattr(prediction, "PREDICTIVE_BYTES", 3 * 4 * activity.size)
     result = infer(Recording(activity, "here", dt=DT), InferenceConfig(draws=40))
     assert len(result.predicted) == 3 and "3 of 32 predictive draws" in " ".join(result.notes)
 

@@ -33,14 +33,6 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
-def evidence_of(N, high):
-    U = torch.linalg.qr(normal(N, N))[0]
-    eigenvalues = torch.logspace(-0.5, math.log10(high), N, dtype=D)
-    return Evidence(
-        eigenvalues, U, (normal(N, N, seed=1) @ U) * eigenvalues + normal(N, N, seed=2) * eigenvalues.sqrt()
-    )
-
-
 def whitened(draws, evidence):
     exact = fold(torch.zeros_like(draws), math.inf, evidence)
     return exact.whitened(draws - exact.posterior_mean)
@@ -54,9 +46,9 @@ def recording(N=12, ensemble="dale", T=150, g=1.5, trials=2):
 
 @pytest.mark.parametrize("guidance", ["mmps", "pigdm"])
 @pytest.mark.parametrize("high", [10.0, 1e4])
-def test_of_a_gaussian_prior_guided_draws_are_exact_from_anywhere(guidance, high):
+def test_of_a_gaussian_prior_guided_draws_are_exact_from_anywhere(evidence_of, guidance, high):
     N, count = 4, 3000
-    evidence = evidence_of(N, high)
+    evidence = evidence_of(N, high=high)
     far = GuidedDiffusion(GAUSSIAN, guidance, steps=8, rho=80.0).refine(5 + normal(count, N, N, seed=3), evidence, 0)
     near = GuidedDiffusion(GAUSSIAN, guidance, steps=8, rho=1.0).refine(far.draws, evidence, 1)
     for found in (far, near):

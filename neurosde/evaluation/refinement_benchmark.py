@@ -31,11 +31,11 @@ from neurosde.evaluation.c2st import c2st
 from neurosde.evaluation.posterior_benchmark import network_seed, simulated
 from neurosde.evaluation.timing import hardware
 from neurosde.models.analytic import SpikeAndSlabDenoiser
-from neurosde.models.dps import SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.exact_posterior import CHAINS, exact_posterior
 from neurosde.models.guided_diffusion import GUIDANCES, Guidance, GuidedDiffusion
 from neurosde.models.recorded import recording_evidence
+from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.models.twisted_smc import TwistedSMC
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, whole_file
