@@ -24,7 +24,7 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
-    make_folder(check_name(options.out))  # before the work, not after it
+    make_folder(check_name(options.out, options.recording))  # before the work, not after it
     result = infer(options.recording, from_options(InferenceConfig, options), progress=True)
     report(result, save_posterior(result, options.out))
     return 0

@@ -167,9 +167,9 @@ def infer(
             f"the recording does not look as the model says: {'; '.join(failed)}. Do not trust the intervals.",
             stacklevel=2,
         )
-    kept = kept_draws(recording, config.predictive_draws)
-    if kept < config.predictive_draws:
-        notes.append(f"{kept} of {config.predictive_draws} predictive draws were simulated, to bound the memory.")
+    kept = kept_draws(recording, config.predicted_draws)
+    if kept < config.predicted_draws:
+        notes.append(f"{kept} of {config.predicted_draws} predictive draws were simulated, to bound the memory.")
     current, predicted = predict(
         recording, statistics, posterior.noise_std, point_estimate, draws[:kept], config, generator
     )

@@ -13,6 +13,7 @@ from neurosde.validation import check_count, check_positive, check_time_step
 
 Method = Literal["exact", "ridge", "least-squares", "cfg"]
 Likelihood = Literal["transitions", "rollout"]
+PREDICTIVE_DRAWS = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class InferenceConfig:
     estimate_input: bool = field(default=False, metadata={"help": "an unknown constant input drives each neuron"})
     drive: Drive | None = field(default=None, metadata={"help": "drive convention (default: as the file says)"})
     draws: int = field(default=256, metadata={"help": "posterior draws"})
-    predictive_draws: int = field(default=32, metadata={"help": "draws whose activity is simulated for comparison"})
+    predictive_draws: int | None = field(
+        default=None,
+        metadata={"help": f"draws whose activity is simulated (default {PREDICTIVE_DRAWS}, or all of fewer draws)"},
+    )
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
     network: int | None = field(default=None, metadata={"help": "which network of a cube"})
     variable: str | None = field(default=None, metadata={"help": "which array of the file (default activity)"})
@@ -85,34 +89,58 @@ class InferenceConfig:
                 raise ValueError(f"{name} is for method 'cfg', or refined draws; got it with {self.method!r}.")
         if self.refine not in (None, *get_args(Refiner)):
             raise ValueError(f"refine must be one of {get_args(Refiner)}; got {self.refine!r}.")
-        if self.rho is not None:
-            check_positive(self.rho, "rho")
-            if self.refine is None:
-                raise ValueError(f"rho is of a refinement; got {self.rho} without --refine.")
-        if self.sweeps is not None:
-            check_count(self.sweeps, "sweeps", 8)
-            if self.refine != "gibbs":
-                raise ValueError(f"sweeps are of refine = 'gibbs'; got {self.sweeps} with {self.refine!r}.")
-        if self.likelihood not in get_args(Likelihood):
-            raise ValueError(f"likelihood must be one of {get_args(Likelihood)}; got {self.likelihood!r}.")
-        if self.likelihood == "rollout":
-            if self.refine not in ("dps", "pigdm"):
-                raise ValueError(f"likelihood 'rollout' is of refine 'dps' or 'pigdm'; got it with {self.refine!r}.")
-            if self.estimate_input:
-                raise ValueError("likelihood 'rollout' takes the input as known; leave estimate_input out.")
-        if self.window is not None:
-            check_positive(self.window, "window")
-            if self.likelihood != "rollout":
-                raise ValueError(f"window is of likelihood 'rollout'; got {self.window} with {self.likelihood!r}.")
+        self._check_refinement()
         if self.guidance is not None:
             check_positive(self.guidance, "guidance", zero_ok=True)
         if self.steps is not None:
             check_count(self.steps, "steps", 2)
         check_count(self.draws, "draws", 2)
-        check_count(self.predictive_draws, "predictive_draws", 0)
-        if self.predictive_draws > self.draws:
-            raise ValueError(f"predictive_draws must be at most draws, {self.draws}; got {self.predictive_draws}.")
+        if self.predictive_draws is not None and check_count(self.predictive_draws, "predictive_draws", 0) > self.draws:
+            raise ValueError(
+                f"predictive_draws must be at most draws, {self.draws}; got {self.predictive_draws}. Leave it out, or "
+                "take more draws."
+            )
         check_count(self.seed, "seed", 0)
+
+    def _check_refinement(self) -> None:
+        """Raise ValueError for settings of another refinement than the one that is asked for, or of none."""
+        refined = "where draws are not refined" if self.refine is None else f"with {self.refine!r}"
+        if self.rho is not None:
+            check_positive(self.rho, "rho")
+            if self.refine is None:
+                raise ValueError(
+                    f"rho is how far refined draws may go; got {self.rho} {refined}. Leave rho out, or add refine, one "
+                    f"of {get_args(Refiner)}."
+                )
+        if self.sweeps is not None:
+            check_count(self.sweeps, "sweeps", 8)
+            if self.refine != "gibbs":
+                raise ValueError(
+                    f"sweeps are for draws refined by 'gibbs'; got {self.sweeps} {refined}. Leave sweeps out, or "
+                    "choose 'gibbs'."
+                )
+        if self.likelihood not in get_args(Likelihood):
+            raise ValueError(f"likelihood must be one of {get_args(Likelihood)}; got {self.likelihood!r}.")
+        if self.likelihood == "rollout":
+            if self.refine not in ("dps", "pigdm"):
+                raise ValueError(
+                    f"likelihood 'rollout' is for draws refined by 'pigdm' or 'dps'; got it {refined}. Leave "
+                    "likelihood out, or choose 'pigdm'."
+                )
+            if self.estimate_input:
+                raise ValueError("likelihood 'rollout' takes the input as known; leave estimate_input out.")
+        if self.window is not None:
+            check_positive(self.window, "window")
+            if self.likelihood != "rollout":
+                raise ValueError(
+                    f"window is for likelihood 'rollout'; got {self.window} with {self.likelihood!r}. Leave window "
+                    "out, or choose 'rollout'."
+                )
+
+    @property
+    def predicted_draws(self) -> int:
+        """Number of draws whose activity is simulated: as many as are asked for, by default all of few."""
+        return min(PREDICTIVE_DRAWS, self.draws) if self.predictive_draws is None else self.predictive_draws
 
     @property
     def trained(self) -> bool:

@@ -154,15 +154,22 @@ def save_posterior(result: Inference, path: str | Path) -> Path:
     return path
 
 
-def check_name(path: str | Path) -> Path:
+def check_name(path: str | Path, *inputs: str | Path) -> Path:
     """Return the path of a posterior to be written.
 
+    Args:
+        path: the file.
+        inputs: files that it is made from, which it must not replace.
+
     Raises:
-        ValueError: the name does not end in .nc.
+        ValueError: the name does not end in .nc, or is that of an input.
     """
     path = Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"a posterior is written as netCDF; name it *.nc, got {path}.")
+    for one in inputs:
+        if Path(one).resolve() == path.resolve():
+            raise ValueError(f"{path} is what is read, and would be replaced; choose another --out.")
     return path
 
 

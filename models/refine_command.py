@@ -51,7 +51,8 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Refine, say how it went, and write the posterior, with the draws as they were beside it."""
-    make_folder(check_name(options.out))
+    read = [path for path in (options.posterior, options.recording) if path is not None]
+    make_folder(check_name(options.out, *read))
     tree = open_posterior(options.posterior)
     draws = torch.from_numpy(tree["posterior"]["weights"].isel(chain=0).to_numpy())
     settings = config_of(tree)

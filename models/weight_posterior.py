@@ -194,7 +194,7 @@ class WeightPosterior:
         given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
         options = {name: value for name, value in given.items() if value is not None}
         if method != "gibbs" and sweeps is not None:
-            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}.")
+            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}. Leave sweeps out.")
         if method == "gibbs" and log_prob is not None:
             raise ValueError("method 'gibbs' needs the likelihood of transitions; guide by 'pigdm' or 'dps'.")
         source = as_generator(generator, self.model.device)

@@ -137,6 +137,16 @@ def test_predictive_draws_are_bounded_in_memory(monkeypatch):
     assert len(result.predicted) == 3 and "3 of 32 predictive draws" in " ".join(result.notes)
 
 
+def test_predictive_draws_follow_the_draws_unless_they_are_said():
+    assert [InferenceConfig(draws=draws).predicted_draws for draws in (16, 32, 256)] == [16, 32, 32]
+    assert InferenceConfig(draws=256, predictive_draws=0).predicted_draws == 0
+    assert InferenceConfig(draws=256, predictive_draws=40).predicted_draws == 40
+    with pytest.raises(ValueError, match="predictive_draws must be at most draws, 16; got 17. Leave it out"):
+        InferenceConfig(draws=16, predictive_draws=17)
+    here = Recording(another_program()[1], "here", dt=DT)
+    assert len(infer(here, InferenceConfig(draws=16)).predicted) == 16
+
+
 def test_a_cut_npz_and_absurd_numbers_are_one_line(tmp_path, capsys):
     np.savez(tmp_path / "r.npz", activity=another_program()[1])
     whole = (tmp_path / "r.npz").read_bytes()

@@ -117,8 +117,6 @@ def test_the_command(tmp_path, capsys):
     again = ["refine", str(refined), "--recording", str(cube), "--method", "mmps", "--rho", "0.5"]
     assert main([*again, "--out", str(tmp_path / "again.nc")]) == 0
     assert "this guidance approximates" in capsys.readouterr().out
-    assert main(["refine", str(out), "--method", "dps", "--sweeps", "8", "--out", str(refined)]) == 2
-    assert "sweeps are of refine = 'gibbs'; got 8 with 'dps'" in capsys.readouterr().err
     assert main(["refine", str(cube)]) == 2
     assert "not a posterior of neurosde infer" in capsys.readouterr().err
     of_any_tau = ["infer", str(tmp_path / "rec.npy"), "--dt", "0.1", "--tau-range", "0.5", "2", "--method", "cfg"]
@@ -127,6 +125,32 @@ def test_the_command(tmp_path, capsys):
     assert main([*of_any_tau, "--draws", "8", "--predictive-draws", "2", "--steps", "4", "--out", str(out)]) == 0
     assert main(["refine", str(out), "--sweeps", "8", "--out", str(refined)]) == 0
     assert "tau = " in capsys.readouterr().out
+
+
+def test_what_the_command_cannot_do_ends_in_one_line_and_nothing_is_replaced(posteriors, tmp_path, capsys):
+    few, cube, out = (str(path) for path in (posteriors["few"], posteriors["cube"], tmp_path / "refined.nc"))
+    before = posteriors["few"].read_bytes(), posteriors["cube"].read_bytes()
+    (tmp_path / "link.nc").symlink_to(posteriors["few"])
+    for words, match in (
+        (
+            ["refine", few, "--method", "dps", "--sweeps", "8", "--out", out],
+            "by 'gibbs'; got 8 with 'dps'. Leave sweeps",
+        ),
+        (["refine", few, "--likelihood", "rollout", "--out", out], "by 'pigdm' or 'dps'; got it with 'gibbs'. Leave"),
+        (["refine", few, "--out", few], "is what is read, and would be replaced; choose another --out"),
+        (["refine", few, "--out", str(tmp_path / "link.nc")], "is what is read, and would be replaced"),
+        (["refine", few, "--recording", cube, "--out", cube], "is what is read, and would be replaced"),
+        (["infer", cube, "--network", "1", "--out", cube], "is what is read, and would be replaced"),
+        (
+            ["infer", cube, "--likelihood", "rollout", "--out", out],
+            "got it where draws are not refined. Leave likelihood",
+        ),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert match in said and said.count("\n") == 1
+    assert before == (posteriors["few"].read_bytes(), posteriors["cube"].read_bytes())
+    assert not (tmp_path / "refined.nc").exists()
 
 
 def test_draws_of_no_posterior_become_draws_of_one():
@@ -171,9 +195,12 @@ def test_chaos_gives_numbers_or_says_that_it_does_not(method):
         (lambda: GuidedDiffusion(GAUSSIAN).refine(normal(2, 3, 3), Evidence.none(2)), r"draws must be \(draw, 2, 2\)"),
         (lambda: GuidedDiffusion(GAUSSIAN).refine(normal(1, 2, 2), Evidence.none(2)), "at least two, and finite"),
         (lambda: InferenceConfig(refine="vae"), "refine must be one of"),
-        (lambda: InferenceConfig(rho=1.0), "rho is of a refinement"),
-        (lambda: InferenceConfig(sweeps=9), "sweeps are of refine = 'gibbs'; got 9 with None"),
-        (lambda: InferenceConfig(refine="dps", sweeps=9), "sweeps are of refine = 'gibbs'; got 9 with 'dps'"),
+        (lambda: InferenceConfig(rho=1.0), "got 1.0 where draws are not refined. Leave rho out, or add refine, one of"),
+        (lambda: InferenceConfig(sweeps=9), "refined by 'gibbs'; got 9 where draws are not refined. Leave sweeps out"),
+        (lambda: InferenceConfig(refine="dps", sweeps=9), "by 'gibbs'; got 9 with 'dps'. Leave sweeps out, or choose"),
+        (lambda: InferenceConfig(likelihood="rollout"), "got it where draws are not refined. Leave likelihood out"),
+        (lambda: InferenceConfig(refine="gibbs", likelihood="rollout"), "by 'pigdm' or 'dps'; got it with 'gibbs'. L"),
+        (lambda: InferenceConfig(refine="dps", window=0.5), "for likelihood 'rollout'; got 0.5 with 'transitions'. L"),
         (lambda: InferenceConfig(refine="gibbs", sweeps=4), "sweeps must be"),
         (lambda: infer(recording(4)[1], draws=normal(4, 4, 4)), "draws are given to be refined: set refine"),
         (
