@@ -54,8 +54,19 @@ class LikelihoodGuidance(ABC):
         """Return the guided mean, shape (..., post, pre), see `Denoiser`.
 
         Raises:
-            FloatingPointError: the guidance diverges.
+            FloatingPointError: the guidance diverges for some matrix.
         """
+        found, _, diverges = self.guided(x, sigma)
+        if bool(diverges.any()):
+            raise FloatingPointError(
+                f"{type(self).__name__} diverges at noise level {float(torch.as_tensor(sigma).max()):.3g} for "
+                f"{int(diverges.sum())} of {diverges.numel()} matrices: the recording tells more than its "
+                "approximation bears. Use SplitGibbs, or GuidedDiffusion, which lets go of these alone."
+            )
+        return found
+
+    def guided(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the guided mean, the prior's, both (..., post, pre), and where the guidance diverges, (...)."""
         s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
         with torch.enable_grad():
             x = x.double().detach().requires_grad_(True)
@@ -68,13 +79,11 @@ class LikelihoodGuidance(ABC):
 
             slope = self.slope(mean.detach())
             moved = covariance(self.force(slope, s2, covariance))
-        found = mean.detach() + self._back(moved)
-        if bool((found.flatten(-2).norm(dim=-1) > LARGEST_STEP * (x.flatten(-2).norm(dim=-1) + x.shape[-1])).any()):
-            raise FloatingPointError(
-                f"{type(self).__name__} diverges at noise level {float(s2.max()) ** 0.5:.3g}: the recording tells more "
-                "than its approximation bears. Use MomentMatching or SplitGibbs, or a smaller scale."
-            )
-        return found
+        mean = mean.detach()
+        found = mean + self._back(moved)
+        largest = LARGEST_STEP * (x.detach().flatten(-2).norm(dim=-1) + x.shape[-1])
+        bounded = found.flatten(-2).norm(dim=-1) <= largest  # which NaN is not
+        return found, mean, mean.flatten(-2).isfinite().all(-1) & ~bounded
 
     def slope(self, mean: Tensor) -> Tensor:
         """Gradient of the log-likelihood at the denoised mean, along the directions: B − DΛ."""

@@ -105,7 +105,8 @@ def infer(
 ) -> Inference:
     """Infer the weights behind a recording.
 
-    Warns where the recording does not look as the model says (`neurosde.residuals`).
+    Warns where the recording does not look as the model says (`neurosde.residuals`), and where a guidance diverges for
+    some of the draws that it is to refine, which then stay as they were.
 
     Args:
         recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
@@ -116,7 +117,7 @@ def infer(
     Raises:
         FileNotFoundError: no such file, or no such trained posterior.
         ValueError: the recording cannot be used, or does not determine W without a prior; draws that do not fit.
-        FloatingPointError: a guidance diverges.
+        FloatingPointError: a guidance diverges for all draws.
     """
     config = config or InferenceConfig()
     if draws is not None and config.refine is None:
@@ -153,7 +154,7 @@ def infer(
         if config.likelihood == "rollout":
             rollout = rollout_likelihood(recording, draws, posterior.noise_std, config, notes)
         refined = refined_draws(model, of_any_tau or statistics, draws, rollout, config, notes, generator, progress)
-        draws, point_estimate = refined.draws, refined.draws.mean(0)
+        draws, point_estimate = refined.draws, refined.draws[~refined.diverged].mean(0)
         checked = checked if of_any_tau else draws
     if config.trained:
         log_density = statistics.log_likelihood(draws, posterior.noise_std)

@@ -8,7 +8,7 @@
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
 /constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
 /unrefined/weights(chain, draw, post, pre)                        draws before they were refined, if they were
-/refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, and what it cost
+/refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, diverged(draw), and what it cost
 
 Draws are independent of one another, not states of a Markov chain: there is one chain, whose effective size is the
 number of draws and which has no R-hat. The name log_likelihood is left to what ArviZ means by it, one number for each
@@ -128,8 +128,9 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         "notes": " ".join(r.notes),
         "residual_checks": json.dumps({check.name: round(check.score, 2) for check in r.checks}),
     }
-    if recording.network is not None:
-        attributes["network"] = recording.network
+    for name in ("network", "time_unit", "observation"):
+        if getattr(recording, name) is not None:
+            attributes[name] = getattr(recording, name)
     for dataset in groups.values():
         dataset.attrs = {"created_at": attributes["date_created"], "inference_library": "neurosde"}
     groups["posterior"].attrs["comment"] = "Draws are independent of one another: one chain, and no R-hat."
@@ -207,6 +208,8 @@ def recording_of(tree: xr.DataTree) -> Recording:
         input=None if tree.attrs["estimate_input"] else known.to_numpy(),
         drive=tree.attrs["drive"],
         network=None if network is None else int(network),
+        time_unit=tree.attrs.get("time_unit"),
+        observation=tree.attrs.get("observation"),
     )
 
 
@@ -231,10 +234,11 @@ def _refinement(found: Refinement, seconds: float, refine_seconds: float) -> xr.
         f"r_hat_{name}": ((), value, _label(f"R-hat of the {name} over the exact sweeps"))
         for name, value in found.r_hat.items()
     }
+    variables["diverged"] = ("draw", found.diverged.numpy(), _label("whether the guidance diverged: a draw as it was"))
     variables["evaluations"] = ((), found.evaluations, _label("evaluations of the prior's denoiser for each draw"))
     variables["draw_seconds"] = ((), seconds, _label("time that drawing took; NaN where draws were there", "s"))
     variables["refine_seconds"] = ((), refine_seconds, _label("time that refining took", "s"))
-    return xr.Dataset(variables, {"sweep": sweep})
+    return xr.Dataset(variables, {"sweep": sweep, "draw": _index(len(found.draws), "draw", "draw")})
 
 
 def _index(size: int, name: str, what: str) -> xr.Variable:

@@ -41,8 +41,10 @@ def refined_draws(
         draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, log_prob=rollout, generator=generator,
         progress=progress,
     )  # fmt: skip
-    change = float((found.draws - draws).square().mean().sqrt() / found.draws.var(0).mean().sqrt())
+    change = float((found.draws - draws)[~found.diverged].square().mean().sqrt() / found.draws.var(0).mean().sqrt())
     told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
+    if lost := int(found.diverged.sum()):
+        told += f"; for {lost} of {len(draws)} the guidance diverged, and they stay as they were"
     if config.refine == "gibbs":
         of = " and ".join(f"{value:.3f} of the {name.replace('_', '-')}" for name, value in found.r_hat.items())
         beyond = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neurosde.models.edm import Evidence
@@ -17,12 +17,14 @@ class Refinement:
     Attributes:
         draws: refined draws, shape (draw, post, pre), in the units of the denoiser.
         rho: noise ρ of each sweep, shape (sweep,).
-        moved: root mean square change of an entry in each sweep, over its spread among draws, shape (sweep,).
-        log_likelihood: mean over draws of tr(BWᵀ) − ½ tr(WΛWᵀ) after each sweep, shape (sweep,).
+        moved: root mean square change of an entry in each sweep, over its spread among draws, shape (sweep,); of draws
+            that did not diverge.
+        log_likelihood: mean over these draws of tr(BWᵀ) − ½ tr(WΛWᵀ) after each sweep, shape (sweep,).
         r_hat: of log-likelihood and norm over the exact sweeps, if there are such, each draw a chain: near 1 where
             every chain went everywhere. Chains that stay where they are have a large one, which says that their law is
             not proved, not that it is wrong.
         evaluations: of the denoiser, for each draw; products with its derivative are not counted.
+        diverged: of which draws a guidance diverged, shape (draw,): they are as they were before.
     """
 
     draws: Float[Tensor, "draw post pre"]
@@ -31,6 +33,7 @@ class Refinement:
     log_likelihood: Float[Tensor, " sweep"]
     r_hat: dict[str, float]
     evaluations: int
+    diverged: Bool[Tensor, " draw"]
 
 
 def check_draws(draws: Tensor, evidence: Evidence) -> None:

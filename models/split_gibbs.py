@@ -109,6 +109,7 @@ class SplitGibbs:
             torch.stack(likelihoods).cpu(),
             {name: r_hat(one) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
             self.sweeps * self.steps,
+            torch.zeros(len(W), dtype=torch.bool, device=W.device),
         )
 
     def schedule(self, largest: float, exact: int) -> list[float]:

@@ -182,9 +182,11 @@ class WeightPosterior:
         Returns:
             The refined draws, in the units of W, and how they came about.
 
+        Warns where a guidance diverges for some of the draws, which stay as they were: `Refinement.diverged`.
+
         Raises:
             ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
-            FloatingPointError: the guidance diverges.
+            FloatingPointError: a guidance diverges for all draws.
         """
         if self._several:
             raise ValueError("draws are refined for one recording at a time; condition on each alone.")
@@ -208,7 +210,7 @@ class WeightPosterior:
             refiner = GuidedDiffusion(prior, method, log_prob=own, **options)
         found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
         J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
-        return replace(found, draws=J * unit)
+        return replace(found, draws=torch.where(found.diverged[:, None, None], draws.to(J), J * unit))
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (post, pre)."""

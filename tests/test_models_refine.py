@@ -23,6 +23,7 @@ from neurosde.models import (
     open_posterior,
     save_posterior,
 )
+from neurosde.models.posterior_file import recording_of
 
 D = torch.float64
 GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
@@ -67,6 +68,60 @@ def test_draws_are_kept_as_far_as_rho_leaves_them():
     W = 3 + normal(4000, 2, 2, seed=4)
     found = GuidedDiffusion(GAUSSIAN, "mmps", steps=8, rho=0.5).refine(W, Evidence.none(2), 0).draws
     assert abs(float(found.mean()) - 3 / math.sqrt(1.25)) < 4 / math.sqrt(found.numel())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_draw_that_diverges_is_let_go_and_the_others_are_as_without_it(evidence_of, own):
+    """Of five draws the third sees a recording of which it diverges: the others must not notice."""
+    N, count = 3, 5
+    stiff = torch.tensor([1.0, 1.0, 1e6, 1.0, 1.0], dtype=D)
+    mild = evidence_of(N, 0.3, 3.0).expand((count,))
+    start, all_mild = normal(count, N, N, seed=5), torch.ones(count, dtype=D)
+
+    def refined(times):
+        evidence = Evidence(mild.eigenvalues * times[:, None], mild.vectors, mild.cross * times[:, None, None])
+        log_prob = (lambda J: -0.5 * times * (J - 1).square().sum((-1, -2))) if own else None
+        return GuidedDiffusion(GAUSSIAN, "dps", steps=16, rho=1.0, log_prob=log_prob).refine(start, evidence, 0)
+
+    with pytest.warns(UserWarning, match=r"guidance 'dps' diverges for 1 of 5 draws.* --method .*with rho \(--rho\)"):
+        found = refined(stiff)
+    expected = refined(all_mild)
+    kept = torch.tensor([True, True, False, True, True])
+    assert torch.equal(found.diverged, ~kept) and not expected.diverged.any()
+    assert torch.equal(found.draws[2], start[2]) and torch.equal(found.draws[kept], expected.draws[kept])
+    with pytest.raises(FloatingPointError, match="guidance 'dps' diverges for 5 of 5 draws, at noise level 1 first"):
+        refined(1e6 * all_mild)
+
+
+def test_the_command_keeps_the_draws_that_did_not_diverge(posteriors, tmp_path, capsys):
+    refine = ["refine", str(posteriors["few"]), "--method", "dps", "--family", "dale", "--out", str(tmp_path / "r.nc")]
+    assert main([*refine, "--rho", "1"]) == 0
+    said = capsys.readouterr()
+    tree = open_posterior(tmp_path / "r.nc")
+    diverged = tree["refinement"]["diverged"].to_numpy().astype(bool)
+    assert 0 < diverged.sum() < len(diverged)
+    told = f"{diverged.sum()} of {len(diverged)}"
+    assert f"warning: guidance 'dps' diverges for {told} draws" in said.err and f"for {told} the guidance" in said.out
+    before, after = (tree[group]["weights"].to_numpy()[0] for group in ("unrefined", "posterior"))
+    assert (before[diverged] == after[diverged]).all() and (before[~diverged] != after[~diverged]).any((-1, -2)).all()
+    np.testing.assert_allclose(tree["closed_form"]["point_estimate"], after[~diverged].mean(0))
+    (tmp_path / "r.nc").unlink()
+    assert main([*refine, "--rho", "80"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "neurosde refine --method gibbs" in said and not (tmp_path / "r.nc").exists()
+
+
+def test_a_refined_posterior_knows_what_was_observed_of_its_cube(posteriors, tmp_path):
+    seen, out, refined = (str(tmp_path / name) for name in ("seen.nc", "posterior.nc", "refined.nc"))
+    assert main(["observe", str(posteriors["cube"]), "--neurons", "0", "2", "3", "5", "--out", seen]) == 0
+    assert main(["infer", seen, "--network", "1", "--draws", "4", "--out", out]) == 0
+    assert main(["refine", out, "--method", "mmps", "--rho", "0.1", "--out", refined]) == 0
+    with xr.open_dataset(seen) as cube:
+        for path in (out, refined):
+            tree = open_posterior(path)
+            assert tree.attrs["observation"] == cube.attrs["observation"]
+            assert tree.attrs["time_unit"] == cube["time"].attrs["units"] == recording_of(tree).time_unit
+            assert recording_of(tree).observation == cube.attrs["observation"]
 
 
 @pytest.mark.slow
@@ -180,7 +235,7 @@ def test_chaos_gives_numbers_or_says_that_it_does_not(method):
     try:
         found = given.refine(start, method=method, generator=0, **options)
     except FloatingPointError as error:
-        assert method != "gibbs" and "diverges at noise level" in str(error)
+        assert method != "gibbs" and "diverges for 8 of 8 draws" in str(error)
         return
     assert found.draws.isfinite().all()
     error = (found.draws.mean(0) - W).norm() / (start.mean(0) - W).norm()
