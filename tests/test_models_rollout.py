@@ -212,7 +212,7 @@ def test_guided_by_windows_of_one_step_is_guided_by_the_evidence():
     N, unit = 4, 0.6
     _, here = recorded(N, 60)
     statistics = transition_statistics(voltage=here.voltage, dt=DT)
-    evidence = Evidence.of(*statistics.precision(0.3), unit)
+    evidence = Evidence.of(*statistics.precision(0.3)).scaled(unit)
     likelihood = RolloutLikelihood(here, 0.3, window=DT, horizon=math.inf, engine="torch")
     x, s = normal(5, N, N, seed=3), torch.tensor(0.7, dtype=D)
     own = FunctionGuidance(GAUSSIAN, likelihood, N, unit, tolerance=1e-9, iterations=60)
