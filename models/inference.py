@@ -26,6 +26,7 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.dynamics import Dynamics
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
     least_squares,
@@ -68,6 +69,7 @@ class Inference:
         unrefined: the draws before they were refined, if they were.
         refinement: how they were.
         refine_seconds: that it took.
+        dynamics: τ and σ of each draw, where draws are of a trained prior's posterior.
     """
 
     recording: Recording
@@ -86,6 +88,7 @@ class Inference:
     unrefined: Tensor | None = None
     refinement: Refinement | None = None
     refine_seconds: float = math.nan
+    dynamics: Dynamics | None = None
 
     @property
     def contraction(self) -> float:
@@ -101,6 +104,7 @@ def infer(
     config: InferenceConfig | None = None,
     *,
     draws: Tensor | None = None,
+    dynamics: Dynamics | None = None,
     progress: bool = False,
 ) -> Inference:
     """Infer the weights behind a recording.
@@ -112,6 +116,7 @@ def infer(
         recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
         config: what is known and how to infer.
         draws: draws of W to refine, (draw, post, pre), in place of new ones.
+        dynamics: τ and σ of each of them; None draws them.
         progress: show a progress bar, on a terminal, where it takes long.
 
     Raises:
@@ -122,6 +127,8 @@ def infer(
     config = config or InferenceConfig()
     if draws is not None and config.refine is None:
         raise ValueError("draws are given to be refined: set refine.")
+    if dynamics is not None and draws is None:
+        raise ValueError("dynamics are those of draws to be refined: give draws, too.")
     if not isinstance(recording, Recording):
         recording = read_recording(
             recording, network=config.network, variable=config.variable, cut_trials=config.cut_trials
@@ -142,7 +149,7 @@ def infer(
         draws = checked = draws.double()
     elif config.method == "cfg":
         assert model is not None
-        point_estimate, draws, checked = _by_diffusion(
+        point_estimate, draws, checked, dynamics = _by_diffusion(
             model, statistics, of_any_tau, config, notes, generator, progress
         )
     else:
@@ -153,7 +160,9 @@ def infer(
         rollout = None
         if config.likelihood == "rollout":
             rollout = rollout_likelihood(recording, draws, posterior.noise_std, config, notes)
-        refined = refined_draws(model, of_any_tau or statistics, draws, rollout, config, notes, generator, progress)
+        refined, dynamics = refined_draws(
+            model, of_any_tau or statistics, draws, dynamics, rollout, config, notes, generator, progress
+        )
         draws, point_estimate = refined.draws, refined.draws[~refined.diverged].mean(0)
         checked = checked if of_any_tau else draws
     if config.trained:
@@ -172,8 +181,9 @@ def infer(
     if kept < config.predicted_draws:
         notes.append(f"{kept} of {config.predicted_draws} predictive draws were simulated, to bound the memory.")
     current, predicted = predict(
-        recording, statistics, posterior.noise_std, point_estimate, draws[:kept], config, generator
-    )
+        recording, statistics, of_any_tau, posterior.noise_std, point_estimate, draws[:kept], dynamics, config,
+        generator,
+    )  # fmt: skip
     return Inference(
         recording,
         config,
@@ -188,7 +198,10 @@ def infer(
         tuple(notes),
         checks,
         drawn - began if fresh else math.nan,
-        *(() if refined is None else (unrefined, refined, refine_seconds)),
+        unrefined if refined is not None else None,
+        refined,
+        refine_seconds if refined is not None else math.nan,
+        dynamics,
     )
 
 
@@ -205,11 +218,7 @@ def _settled(
     of_any_tau = recording_time_constants(recording, (low, high), estimate_input=config.estimate_input)
     gains = GAINS_SEARCHED if config.gain is None else (config.gain, config.gain)
     tau = most_probable_time_constant(of_any_tau, gains, config.noise_std)
-    each = (
-        "; each draw of the weights has its own, predicted activity this one"
-        if config.method == "cfg"
-        else " and taken as known"
-    )
+    each = "; each draw of the weights has its own" if config.trained else " and taken as known"
     notes.append(f"tau = {tau:.4g} was estimated from the recording (evidence){each}.")
     if min(tau / low, high / tau) < 1.01:
         notes.append(f"tau is at an end of its range, {low:g} to {high:g}: widen it.")
@@ -244,7 +253,7 @@ def _posterior(
         if config.gain is None and config.method != "cfg":
             notes.append(f"gain = {found.gain(N):.4g} was estimated from the recording (evidence).")
     if config.noise_std is None:
-        each = "; each draw of the weights has its own" if config.method == "cfg" else ""
+        each = "; each draw of the weights has its own" if config.trained else ""
         notes.append(f"noise_std = {found.noise_std:.4g} was estimated from the recording (evidence){each}.")
     if found.at_floor:
         notes.append(
@@ -272,8 +281,8 @@ def _by_diffusion(
     notes: list[str],
     generator: torch.Generator,
     progress: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and draws of the trained posterior, and draws given the time constant of the statistics."""
+) -> tuple[Tensor, Tensor, Tensor, Dynamics]:
+    """Mean and draws of the trained posterior, draws given the time constant of the statistics, and τ and σ of each."""
     known: dict[str, Any] = {"noise_std": config.noise_std, "gain": config.gain, "family": config.family}
     given = model.condition(statistics, **known)
     guidance = 1.0 if config.guidance is None else config.guidance
@@ -283,11 +292,11 @@ def _by_diffusion(
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
         notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
     options: dict[str, Any] = {"guidance": guidance, "steps": config.steps or STEPS, "generator": generator}
-    if of_any_tau is None:
-        draws = given.sample((config.draws,), progress=progress, **options)
-        return given.mean, draws, draws
-    draws = model.condition(of_any_tau, **known).sample((config.draws,), progress=progress, **options)
-    return given.mean, draws, given.sample((min(config.draws, CHECKED_DRAWS),), **options)
+    of_any = given if of_any_tau is None else model.condition(of_any_tau, **known)
+    dynamics = of_any.dynamics(config.draws, generator)
+    draws = of_any.sample((config.draws,), dynamics=dynamics, progress=progress, **options)
+    checked = draws if of_any_tau is None else given.sample((min(config.draws, CHECKED_DRAWS),), **options)
+    return given.mean, draws, checked, dynamics
 
 
 def _checks(

@@ -2,7 +2,8 @@
 
 /posterior/weights(chain, draw, post, pre)                        draws
 /sample_stats/lp(chain, draw)                                     their log posterior density; of a trained prior's
-                                                                  recording_log_likelihood, the recording's given them
+                                                                  recording_log_likelihood, the recording's given them,
+                                                                  and tau and noise_std of each where not known
 /closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
@@ -24,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from neurosde.datasets.recordings import Recording
+from neurosde.models.dynamics import Dynamics
 from neurosde.models.inference import Inference
 from neurosde.models.refinement import Refinement
 from neurosde.provenance import global_attributes, whole_file
@@ -73,15 +76,18 @@ def posterior_tree(result: Inference) -> xr.DataTree:
     density, of_density = "lp", "log posterior density of the draw"
     if r.config.trained:
         density, of_density = "recording_log_likelihood", "log probability of the recording given the draw"
+    of_draws: dict[str, Any] = {density: (("chain", "draw"), r.log_density.numpy()[None], _label(of_density))}
+    if r.dynamics is not None and r.config.tau_range is not None:
+        of_draws["tau"] = (("chain", "draw"), r.dynamics.tau.numpy()[None], _label("time constant", "tau's unit"))
+    if r.dynamics is not None and r.config.noise_std is None:
+        of_noise = _label("noise standard deviation per square root of time")
+        of_draws["noise_std"] = (("chain", "draw"), r.dynamics.noise_std.numpy()[None], of_noise)
     groups = {
         "posterior": xr.Dataset(
             {"weights": (("chain", "draw", *pair), r.draws.numpy()[None], _label("recurrent weight from pre to post"))},
             coords=chain | neurons,
         ),
-        "sample_stats": xr.Dataset(
-            {density: (("chain", "draw"), r.log_density.numpy()[None], _label(of_density))},
-            coords=chain,
-        ),
+        "sample_stats": xr.Dataset(of_draws, coords=chain),
         "closed_form": xr.Dataset(
             {
                 "mean": (pair, posterior.mean.numpy(), _label("exact posterior mean")),
@@ -105,9 +111,9 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         ),
     }
     if r.refinement is not None and r.unrefined is not None:
-        drawn = r.unrefined.numpy()[None]
+        before = r.unrefined.numpy()[None]
         groups["unrefined"] = xr.Dataset(
-            {"weights": (("chain", "draw", *pair), drawn, _label("recurrent weight, before it was refined"))},
+            {"weights": (("chain", "draw", *pair), before, _label("recurrent weight, before it was refined"))},
             coords=chain | neurons,
         )
         groups["refinement"] = _refinement(r.refinement, r.seconds, r.refine_seconds)
@@ -211,6 +217,21 @@ def recording_of(tree: xr.DataTree) -> Recording:
         time_unit=tree.attrs.get("time_unit"),
         observation=tree.attrs.get("observation"),
     )
+
+
+def dynamics_of(tree: xr.DataTree) -> Dynamics | None:
+    """Return τ and σ of the draws of a posterior file, None where no draw has one of its own."""
+    found = tree["sample_stats"]
+    if not {"tau", "noise_std"} & set(found.data_vars):
+        return None
+    count, known = found.sizes["draw"], config_of(tree)["noise_std"]
+    tau, sigma = (
+        torch.from_numpy(found[name].isel(chain=0).to_numpy())
+        if name in found
+        else torch.full((count,), math.nan if value is None else value, dtype=torch.float64)
+        for name, value in (("tau", None), ("noise_std", known))
+    )
+    return Dynamics(tau, sigma)
 
 
 def config_of(tree: xr.DataTree) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What the draws of an inference would have done: activity simulated from the recorded initial states.
 
 Where the constant input is estimated it is I = ȳ − W x̄ + s ξ/√n, with ȳ and x̄ the means over the n transitions and s
-their noise: each draw of W has a draw of I.
+their noise: each draw of W has a draw of I. A draw that has a time constant and noise of its own is simulated with
+them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import TransitionStatistics
+from neurosde.models.dynamics import Dynamics
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.inference_config import InferenceConfig
 from neurosde.solve import simulate_rate_network
+from neurosde.time_constant import TimeConstantStatistics
 
 PREDICTIVE_BYTES = 2**28  # of simulated activity kept in memory and in the posterior file
 
@@ -29,13 +32,30 @@ def kept_draws(recording: Recording, wanted: int) -> int:
 def predict(
     recording: Recording,
     statistics: TransitionStatistics,
+    of_any_tau: TimeConstantStatistics | None,
     noise_std: float,
     mean: Tensor,
     W: Tensor,
+    dynamics: Dynamics | None,
     config: InferenceConfig,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Simulate what each draw would have done from the recorded initial states; float32 (draw, trial, time, neuron)."""
+    """Simulate what each draw would have done from the recorded initial states.
+
+    Args:
+        recording: the recording, with dt, tau and drive settled.
+        statistics: sums over its transitions.
+        of_any_tau: the same for any time constant, where it is not known.
+        noise_std: σ, of draws that have none of their own.
+        mean: the estimate of W (post, pre).
+        W: draws (draw, post, pre).
+        dynamics: τ and σ of each draw, and maybe of more draws, or None.
+        config: the settings.
+        generator: of the noise.
+
+    Returns:
+        Constant input (neuron,), known or estimated; and rates, float32 (draw, trial, time, neuron).
+    """
     assert recording.dt is not None and recording.tau is not None and recording.drive is not None
     trials, samples, N = recording.activity.shape
     if recording.voltage is None:
@@ -44,29 +64,40 @@ def predict(
         h0 = torch.as_tensor(recording.voltage[:, 0], dtype=torch.float64)
     known = torch.zeros(N) if recording.input is None else torch.as_tensor(recording.input)
     constant = known.double().numpy() if known.ndim == 1 else np.zeros(N)
-    current = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double().unsqueeze(0)
+    known = (known[None, None] if known.ndim == 1 else known.expand(trials, samples, N)).double()
     if config.estimate_input:
-        mean_x, mean_y = statistics.x / statistics.count, statistics.y / statistics.count
-        constant = constant + (mean_y - mean @ mean_x).numpy()
-        spread = statistics.noise_scale(noise_std) / math.sqrt(statistics.count)
-        offset = mean_y - W @ mean_x + spread * torch.randn(len(W), N, generator=generator, dtype=torch.float64)
-        current = current + offset[:, None, None]
+        constant = constant + _input_given(mean, statistics).numpy()
+    noise = torch.randn(len(W), N, generator=generator, dtype=torch.float64) if config.estimate_input else None
     predicted = np.empty((len(W), trials, samples, N), dtype=np.float32)
     with torch.no_grad():
         for one, weights in enumerate(W):  # one at a time: memory holds one draw's path beside what is kept
+            tau, sigma, current, of_draw = recording.tau, noise_std, known, statistics
+            if dynamics is not None:
+                sigma = float(dynamics.noise_std[one])
+                if of_any_tau is not None:
+                    tau = float(dynamics.tau[one])
+                    of_draw = of_any_tau.at(tau)
+            if noise is not None:
+                spread = of_draw.noise_scale(sigma) / math.sqrt(of_draw.count)
+                current = current + _input_given(weights, of_draw) + spread * noise[one]
             x = simulate_rate_network(
                 weights,
                 h0,
                 samples,
                 recording.dt,
-                recording.tau,
-                current[one if len(current) > 1 else 0].expand(trials, -1, N),
-                noise_std,
+                tau,
+                current.expand(trials, -1, N),
+                sigma,
                 drive=recording.drive,
                 generator=generator,
             )
             predicted[one] = x.numpy()
     return constant, predicted
+
+
+def _input_given(W: Tensor, statistics: TransitionStatistics) -> Tensor:
+    """Mean of the constant input given W, ȳ − W x̄."""
+    return (statistics.y - W @ statistics.x) / statistics.count
 
 
 def input_spread(statistics: TransitionStatistics, posterior: GaussianPosterior) -> float:

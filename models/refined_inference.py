@@ -14,6 +14,7 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.dynamics import Dynamics
 from neurosde.models.inference_config import InferenceConfig
 from neurosde.models.lyapunov import folding_time, lyapunov_time
 from neurosde.models.recorded import recorded_voltage
@@ -28,18 +29,20 @@ def refined_draws(
     model: CFGPosterior,
     statistics: TransitionStatistics | TimeConstantStatistics,
     draws: Tensor,
+    dynamics: Dynamics | None,
     rollout: RolloutLikelihood | None,
     config: InferenceConfig,
     notes: list[str],
     generator: torch.Generator,
     progress: bool,
-) -> Refinement:
-    """Draws moved to the posterior of the network's prior, with a note of how that went."""
+) -> tuple[Refinement, Dynamics]:
+    """Draws moved to the posterior of the network's prior, with a note of how that went, and τ and σ of each."""
     assert config.refine is not None
     given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
+    dynamics = given.dynamics(len(draws), generator) if dynamics is None else dynamics
     found = given.refine(
-        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, log_prob=rollout, generator=generator,
-        progress=progress,
+        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, dynamics=dynamics, log_prob=rollout,
+        generator=generator, progress=progress,
     )  # fmt: skip
     change = float((found.draws - draws)[~found.diverged].square().mean().sqrt() / found.draws.var(0).mean().sqrt())
     told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
@@ -53,7 +56,7 @@ def refined_draws(
         notes.append(f"{told}, in the last sweep by {float(found.moved[-1]):.2f}; R-hat is {of}{beyond}.")
     else:
         notes.append(f"{told}; this guidance approximates, so that intervals are not calibrated (gibbs is exact).")
-    return found
+    return found, dynamics
 
 
 def rollout_likelihood(
