@@ -21,9 +21,10 @@ from neurosde.datasets.recordings import Recording, merge_settings, read_recordi
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.denoiser import PairNetwork
 from neurosde.models.diffusion_prior import PriorConfig
+from neurosde.models.dynamics import Statistics
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.recorded import recording_statistics, recording_time_constants
-from neurosde.models.weight_posterior import Statistics, WeightPosterior
+from neurosde.models.weight_posterior import WeightPosterior
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_positive
 

@@ -9,18 +9,8 @@ V = s² ∂D/∂x. Each guidance adds V u to D, with another u:
     MomentMatching               u + ΛVu = B − DΛ: W ~ N(D, V) given x, the linear system solved to a tolerance
 
 The first is biased whatever the prior, the second exact for a Gaussian prior of variance v, the third for any Gaussian;
-of other priors all are approximations. (`neurosde.models.function_guidance` is
-the second for any likelihood.) `SplitGibbs` is exact for any: with z beside W, whose joint law
-
-    p(W) N(z; W, ρ²) exp(tr(B̃zᵀ) − ½ tr(zΛ̃zᵀ)),    Λ̃ = Λ(I − ρ²Λ)⁻¹,    B̃ = B(I − ρ²Λ)⁻¹,
-
-has the posterior as the law of W for every ρ² < 1/λ_max(Λ), it draws in turn
-
-    z | W = W + ρ²(B − WΛ) + ρ ε (I − ρ²Λ)^½,    W | z: the prior's diffusion, given an observation of noise ρ.
-
-A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep:
-along directions in which ρ² λ > 0.8 sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ
-has fallen; the last sweeps are exact.
+of other priors all are approximations. (`neurosde.models.function_guidance` is the second for any likelihood;
+`neurosde.models.split_gibbs` is exact for any prior.)
 
 References:
     Diffusion posterior sampling for general noisy inverse problems (Chung, Kim, Mccann, Klasky, Ye, 2023),
@@ -29,34 +19,21 @@ References:
     https://openreview.net/forum?id=9_gsMA8MRKQ
     Learning diffusion priors from observations by expectation maximization (Rozet, Andry, Lanusse, Louppe, 2024),
     moment matching, https://arxiv.org/abs/2405.13712
-    Split-and-augmented Gibbs sampler (Vono, Dobigeon, Chainais, 2019), https://arxiv.org/abs/1804.05809
-    Principled probabilistic imaging using diffusion models as plug-and-play priors (Wu, Sun, Chen, Zhang, Yue, Bouman,
-    2024), https://arxiv.org/abs/2405.18782
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from neurosde.brownian import as_generator
-from neurosde.models.edm import Denoiser, Evidence, power_levels
-from neurosde.models.samplers import sample
+from neurosde.models.edm import Denoiser, Evidence
+from neurosde.models.split_gibbs import SWEEPS as SWEEPS  # refined_calibration takes it from here
 from neurosde.validation import check_count, check_positive
 
-SWEEPS = 12
-EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
-STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
-DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved
 LARGEST_STEP = 10.0  # of a guided mean, over |x| and |W|, beyond which no posterior lies
-HIGHEST, LOWEST = 80.0, 2e-3  # noise levels of a sweep, in units of ρ
 
 LinearMap = Callable[[Tensor], Tensor]
 
@@ -77,8 +54,19 @@ class LikelihoodGuidance(ABC):
         """Return the guided mean, shape (..., post, pre), see `Denoiser`.
 
         Raises:
-            FloatingPointError: the guidance diverges.
+            FloatingPointError: the guidance diverges for some matrix.
         """
+        found, _, diverges = self.guided(x, sigma)
+        if bool(diverges.any()):
+            raise FloatingPointError(
+                f"{type(self).__name__} diverges at noise level {float(torch.as_tensor(sigma).max()):.3g} for "
+                f"{int(diverges.sum())} of {diverges.numel()} matrices: the recording tells more than its "
+                "approximation bears. Use SplitGibbs, or GuidedDiffusion, which lets go of these alone."
+            )
+        return found
+
+    def guided(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the guided mean, the prior's, both (..., post, pre), and where the guidance diverges, (...)."""
         s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
         with torch.enable_grad():
             x = x.double().detach().requires_grad_(True)
@@ -91,13 +79,11 @@ class LikelihoodGuidance(ABC):
 
             slope = self.slope(mean.detach())
             moved = covariance(self.force(slope, s2, covariance))
-        found = mean.detach() + self._back(moved)
-        if bool((found.flatten(-2).norm(dim=-1) > LARGEST_STEP * (x.flatten(-2).norm(dim=-1) + x.shape[-1])).any()):
-            raise FloatingPointError(
-                f"{type(self).__name__} diverges at noise level {float(s2.max()) ** 0.5:.3g}: the recording tells more "
-                "than its approximation bears. Use MomentMatching or SplitGibbs, or a smaller scale."
-            )
-        return found
+        mean = mean.detach()
+        found = mean + self._back(moved)
+        largest = LARGEST_STEP * (x.detach().flatten(-2).norm(dim=-1) + x.shape[-1])
+        bounded = found.flatten(-2).norm(dim=-1) <= largest  # which NaN is not
+        return found, mean, mean.flatten(-2).isfinite().all(-1) & ~bounded
 
     def slope(self, mean: Tensor) -> Tensor:
         """Gradient of the log-likelihood at the denoised mean, along the directions: B − DΛ."""
@@ -231,178 +217,3 @@ def conjugate_gradients(operator: LinearMap, right: Tensor, tolerance: float, it
         before, size = size, torch.where(going, inner(residual, residual), size)
         direction = torch.where(going, residual + size / torch.where(before > 0, before, 1.0) * direction, direction)
     return w, size / first.clamp(min=1e-300)
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What a refiner made of draws.
-
-    Attributes:
-        draws: refined draws, shape (draw, post, pre), in the units of the denoiser.
-        rho: noise ρ of each sweep, shape (sweep,).
-        moved: root mean square change of an entry in each sweep, over its spread among draws, shape (sweep,).
-        log_likelihood: mean over draws of tr(BWᵀ) − ½ tr(WΛWᵀ) after each sweep, shape (sweep,).
-        r_hat: of log-likelihood and norm over the exact sweeps, if there are such, each draw a chain: near 1 where
-            every chain went everywhere. Chains that stay where they are have a large one, which says that their law is
-            not proved, not that it is wrong.
-        evaluations: of the denoiser, for each draw; products with its derivative are not counted.
-    """
-
-    draws: Float[Tensor, "draw post pre"]
-    rho: Float[Tensor, " sweep"]
-    moved: Float[Tensor, " sweep"]
-    log_likelihood: Float[Tensor, " sweep"]
-    r_hat: dict[str, float]
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class SplitGibbs:
-    """Split Gibbs sampling with the deconvolved likelihood.
-
-    Args:
-        denoise: the prior's denoiser.
-        sweeps: in all; the last quarter, and at least 4, are exact. Draws that are nearly right need few; sparse
-            weights from anywhere some hundred, where much is recorded.
-        steps: noise levels of each sweep.
-        rho: ρ of the first sweep, in the units of the denoiser, 1 being the spread of a weight: how far draws may go
-            from where they begin.
-
-    Raises:
-        ValueError: numbers out of range.
-    """
-
-    denoise: Denoiser
-    sweeps: int = SWEEPS
-    steps: int = STEPS
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_count(self.sweeps, "sweeps", 8)
-        check_count(self.steps, "steps", 2)
-        check_positive(self.rho, "rho")
-
-    def refine(
-        self,
-        draws: Float[Tensor, "draw post pre"],
-        evidence: Evidence,
-        generator: int | torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Refinement:
-        """Move draws to the posterior.
-
-        Args:
-            draws: where to begin: draws of another posterior, or of the prior.
-            evidence: what one recording says, to all draws or (draw, …) to each, in the units of the denoiser.
-            generator: seed or generator, on the device of the draws.
-            progress: show a progress bar, on a terminal.
-
-        Raises:
-            ValueError: draws that are not (draw, post, pre) of as many neurons as were recorded, or not finite.
-            FloatingPointError: the denoiser returned NaN or infinite values.
-        """
-        check_draws(draws, evidence)
-        source = as_generator(generator, draws.device)
-        W, exact = draws.double(), max(4, round(EXACT_SHARE * self.sweeps))
-        rhos = self.schedule(float(evidence.eigenvalues.max()), exact)
-        moved, likelihoods, traces = [], [], []
-        for sweep, rho in enumerate(tqdm(rhos, unit="sweep", disable=None if progress else True)):
-            z = observed(W, evidence, rho, source)
-            last, W = W, given_noisy(self.denoise, z, rho, self.steps, source)
-            each = log_likelihood(W, evidence)
-            spread = W.var(0).mean().sqrt().clamp(min=1e-300)
-            moved.append((W - last).square().mean().sqrt() / spread)
-            likelihoods.append(each.mean())
-            if sweep >= len(rhos) - exact:
-                traces.append(torch.stack([each, W.flatten(1).norm(dim=1)]))
-        kept = torch.stack(traces, -1)  # (quantity, draw, sweep)
-        return Refinement(
-            W,
-            torch.tensor(rhos, dtype=torch.float64),
-            torch.stack(moved).cpu(),
-            torch.stack(likelihoods).cpu(),
-            {name: r_hat(one) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
-            self.sweeps * self.steps,
-        )
-
-    def schedule(self, largest: float, exact: int) -> list[float]:
-        """ρ of each sweep: falling geometrically to where all of the likelihood is deconvolved, and staying there."""
-        end = math.sqrt(DECONVOLVED / largest) if largest > 0 else self.rho
-        end = min(end, self.rho)
-        falling = torch.linspace(math.log(self.rho), math.log(end), self.sweeps - exact, dtype=torch.float64).exp()
-        return [*falling.tolist(), *[end] * exact]
-
-
-def check_draws(draws: Tensor, evidence: Evidence) -> None:
-    """Raise ValueError unless draws are (draw, post, pre) of as many neurons as were recorded, two or more, finite."""
-    N = evidence.eigenvalues.shape[-1]
-    if draws.ndim != 3 or draws.shape[1:] != (N, N) or evidence.eigenvalues.shape[:-1] not in ((), draws.shape[:1]):
-        raise ValueError(
-            f"draws must be (draw, {N}, {N}), as one recording of {N} neurons says; got {tuple(draws.shape)}."
-        )
-    if len(draws) < 2 or not bool(draws.isfinite().all()):
-        raise ValueError("draws must be at least two, and finite; leave out those that are not.")
-
-
-def log_likelihood(W: Tensor, evidence: Evidence) -> Tensor:
-    """tr(BWᵀ) − ½ tr(WΛWᵀ) of weights in the units of the evidence, shape (...)."""
-    along = W if evidence.vectors is None else W @ evidence.vectors
-    return (along * (evidence.cross - 0.5 * along * evidence.eigenvalues.unsqueeze(-2))).sum((-1, -2))
-
-
-def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
-    """Draw z given W and the recording; see the module."""
-    along = W if evidence.vectors is None else W @ evidence.vectors
-    share = rho**2 * evidence.eigenvalues.unsqueeze(-2)
-    # Where it is not deconvolved the likelihood is of z: precision 1/ρ² + λ.
-    soft = share > DECONVOLVED * (1 + 1e-9)
-    variance = rho**2 * torch.where(soft, 1 / (1 + share), 1 - share)
-    mean = torch.where(soft, 1 / (1 + share), 1 - share) * along
-    mean = mean + torch.where(soft, 1 / (1 + share), 1.0) * rho**2 * evidence.cross
-    z = mean + variance.sqrt() * torch.randn(W.shape, generator=source, dtype=W.dtype, device=W.device)
-    return z if evidence.vectors is None else z @ evidence.vectors.mT
-
-
-def given_noisy(
-    denoise: Denoiser, z: Tensor, rho: float, steps: int = STEPS, source: torch.Generator | None = None
-) -> Tensor:
-    """Draw from the prior's law of W given z = W + ρ ε.
-
-    Noise s added to W and noise ρ of the observation are one noise t, 1/t² = 1/s² + 1/ρ²: the diffusion begins at
-    t = ρ itself.
-
-    Args:
-        denoise: the prior's denoiser.
-        z: what is observed, shape (..., post, pre).
-        rho: ρ.
-        steps: noise levels.
-        source: generator of the draws.
-
-    Returns:
-        W, of the same shape.
-    """
-
-    def given(x: Tensor, sigma: Tensor) -> Tensor:
-        t2 = 1 / (sigma**-2 + rho**-2)
-        return denoise(t2 * (x / sigma**2 + z / rho**2), t2.sqrt())
-
-    N = z.shape[-1]
-    precision = torch.full((N,), rho**-2, dtype=z.dtype, device=z.device)
-    levels = power_levels(steps, HIGHEST * rho, LOWEST * rho)
-    return sample(
-        given, z.shape, sigmas=levels, evidence=Evidence(precision, None, z / rho**2), generator=source, device=z.device
-    )
-
-
-def r_hat(chains: Float[Tensor, "chain sweep"]) -> float:
-    """Split R̂ of a quantity: √(all variance / variance within half chains).
-
-    References:
-        Rank-normalization, folding, and localization: an improved R̂ (Vehtari, Gelman, Simpson, Carpenter, Bürkner,
-        2021), equations 1 to 4, https://doi.org/10.1214/20-BA1221
-    """
-    half = chains.shape[-1] // 2
-    parts = torch.cat([chains[:, :half], chains[:, -half:]])
-    within = parts.var(-1).mean()
-    between = parts.mean(-1).var()
-    return float(((half - 1) / half + between / within.clamp(min=1e-300)).sqrt())

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.edm import Evidence
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_positive
 
@@ -163,10 +164,7 @@ def evidence_gain(evidence: Evidence, low: float, high: float) -> Tensor:
     """
     N = evidence.eigenvalues.shape[-1]
     squares = torch.linspace(low, high, GAINS, dtype=torch.float64, device=evidence.cross.device).square()
-    v = squares.unsqueeze(-1) / N
-    precision, power = evidence.eigenvalues.unsqueeze(-2), evidence.cross.square().sum(-2).unsqueeze(-2)
-    log_evidence = 0.5 * (power * v / (1 + v * precision) - N * torch.log1p(v * precision)).sum(-1)
-    return (log_evidence.softmax(-1) @ squares).sqrt()
+    return (gaussian_log_evidence(evidence, squares / N).softmax(-1) @ squares).sqrt()
 
 
 def sample_noise_scales(

@@ -41,6 +41,7 @@ from tqdm import tqdm
 from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
 from neurosde.validation import check_count
 
 POINTS = 128  # of the quadrature over an unknown gain
@@ -202,10 +203,7 @@ class _LowRankGibbs(_Gibbs):
         self.c = strength / math.sqrt(rank * N) if rank else 0.0
         self.variances = self.gains.square() / N
         self.factors = 1 + self.variances.unsqueeze(-1) * evidence.eigenvalues.unsqueeze(-2)  # (chain, component, k)
-        self.of_gain = 0.5 * (
-            (self.variances.unsqueeze(-1) * self.cross.square().sum(-2).unsqueeze(-2)) / self.factors
-            - N * self.factors.log()
-        ).sum(-1)
+        self.of_gain = gaussian_log_evidence(evidence, self.variances)
         self.n = self._normal(chains, N, rank)  # along the directions
         self.m = self._normal(chains, N, rank)
 

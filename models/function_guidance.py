@@ -80,7 +80,8 @@ class FunctionGuidance(LikelihoodGuidance):
             if iteration:
                 _, slope, curvature = self._expanded(self._mean + r2 * u)
             missing = slope - u
-            if float((missing.square().sum() / slope.square().sum().clamp(min=1e-300)).sqrt()) < self.tolerance:
+            left = missing.square().sum((-1, -2)) / slope.square().sum((-1, -2)).clamp(min=1e-300)
+            if bool((left < self.tolerance**2).all()):
                 break
 
             def operator(w: Tensor, curvature: LinearMap = curvature) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
+from neurosde.models.edm import Evidence
 from neurosde.validation import check_positive
 
 
@@ -142,3 +143,22 @@ class GaussianPosterior:
             raise ValueError(f"level must lie between 0 and 1; got {level}.")
         half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * self.sd
         return self.mean - half, self.mean + half
+
+
+def gaussian_log_evidence(evidence: Evidence, variances: Tensor) -> Tensor:
+    """Log of how probable a recording is for the prior W_ij ~ N(0, v), of each of some v, less what does not hang on v.
+
+    log ∫ N(W; 0, v) exp(tr(BWᵀ) − ½ tr(WΛWᵀ)) dW = ½ Σ_k (v |b_k|²/(1 + vλ_k) − n log(1 + vλ_k)), with λ_k the
+    eigenvalues of Λ, b_k the columns of B along its eigenvectors, and n rows.
+
+    Args:
+        evidence: Λ and B in units of W, shapes (..., direction) and (..., post, direction).
+        variances: v, shape (component,).
+
+    Returns:
+        Log evidences, shape (..., component).
+    """
+    v = variances.unsqueeze(-1)
+    factor = v * evidence.eigenvalues.unsqueeze(-2)
+    power, rows = evidence.cross.square().sum(-2).unsqueeze(-2), evidence.cross.shape[-2]
+    return 0.5 * (power * v / (1 + factor) - rows * torch.log1p(factor)).sum(-1)

@@ -4,6 +4,9 @@ With as much noise as σ_max nothing of the draws is left, and what comes is wha
 less they keep what that noise leaves of them. It is as right as the guidance is (`neurosde.models.dps`): exact, of all
 three, for Gaussian priors only. `SplitGibbs` is exact for any, and takes more evaluations.
 
+A guidance diverges where the recording tells more than its approximation bears, for some draws sooner than for others.
+Draws do not depend on one another: those for which it diverges are let go, and stay as they were.
+
 References:
     SDEdit: guided image synthesis and editing with stochastic differential equations (Meng, He, Song, Song, Wu, Zhu,
     Ermon, 2022), https://arxiv.org/abs/2108.01073
@@ -11,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,17 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurosde.brownian import as_generator
-from neurosde.models.dps import (
-    DiffusionPosteriorSampling,
-    LikelihoodGuidance,
-    MomentMatching,
-    PseudoinverseGuidance,
-    Refinement,
-    check_draws,
-    log_likelihood,
-)
+from neurosde.models.dps import DiffusionPosteriorSampling, LikelihoodGuidance, MomentMatching, PseudoinverseGuidance
 from neurosde.models.edm import SIGMA_MIN, Denoiser, Evidence, noise_levels
 from neurosde.models.function_guidance import FunctionGradient, FunctionGuidance
+from neurosde.models.refinement import Refinement, check_draws, log_likelihood
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
@@ -86,28 +84,70 @@ class GuidedDiffusion:
     ) -> Refinement:
         """Move draws towards the posterior, in one sweep; see `SplitGibbs.refine`.
 
+        Warns where the guidance diverges for some of the draws. They stay as they were: `Refinement.diverged`.
+
         Raises:
             ValueError: draws that are not (draw, post, pre) of as many neurons as were recorded, or not finite.
-            FloatingPointError: the guidance diverges, or the denoiser returned NaN or infinite values.
+            FloatingPointError: the guidance diverges for all draws, or the denoiser returned NaN or infinite values.
         """
         check_draws(draws, evidence)
         source = as_generator(generator, draws.device)
         before = draws.double()
         noise = torch.randn(before.shape, generator=source, dtype=torch.float64, device=before.device)
         if self.log_prob is None:
-            guided = GUIDANCES[self.guidance](self.denoise, evidence)
+            guidance = GUIDANCES[self.guidance](self.denoise, evidence)
         else:
-            guided = OF_FUNCTIONS[self.guidance](self.denoise, self.log_prob, before.shape[-1])
+            guidance = OF_FUNCTIONS[self.guidance](self.denoise, self.log_prob, before.shape[-1])
+        guided = _LettingGo(guidance, torch.zeros(len(before), dtype=torch.bool, device=before.device))
         W = sample(
             guided, before.shape, sigmas=noise_levels(self.steps, self.rho),
             start=before + self.rho * noise, evidence=evidence, generator=source, progress=progress,
         )  # fmt: skip
-        moved = (W - before).square().mean().sqrt() / W.var(0).mean().sqrt().clamp(min=1e-300)
+        if lost := int(guided.diverged.sum()):
+            told = (
+                f"guidance {self.guidance!r} diverges for {lost} of {len(W)} draws, at noise level {guided.level:.3g} "
+                "first: the recording tells more than its approximation bears"
+            )
+            if lost == len(W):
+                raise FloatingPointError(f"{told}. {self._instead()}")
+            told += ". They stay as they were, of another law than the others."
+            warnings.warn(f"{told} {self._instead()}", stacklevel=2)
+            W = torch.where(guided.diverged[:, None, None], before, W)
+        kept = ~guided.diverged
+        moved = (W - before)[kept].square().mean().sqrt() / W.var(0).mean().sqrt().clamp(min=1e-300)
         return Refinement(
             W,
             torch.tensor([self.rho], dtype=torch.float64),
             moved.reshape(1).cpu(),
-            log_likelihood(W, evidence).mean().reshape(1).cpu(),
+            log_likelihood(W, evidence)[kept].mean().reshape(1).cpu(),
             {},
             self.steps,
+            guided.diverged,
         )
+
+    def _instead(self) -> str:
+        """What to do where it diverges, in the words of Python and of the command line."""
+        if self.log_prob is None:
+            other = "by 'gibbs', which bears all recordings (SplitGibbs; neurosde refine --method gibbs), or "
+        else:
+            other = "by 'pigdm' (neurosde refine --method pigdm), or " if self.guidance == "dps" else ""
+        return f"Refine {other}from less noise, with rho (--rho) below {self.rho:g}."
+
+
+class _LettingGo:
+    """A guidance, in the interface of `Denoiser`, that draws follow until it diverges, and then the prior.
+
+    Attributes:
+        diverged: for which draws it has, shape (draw,).
+        level: the noise level at which it did first.
+    """
+
+    def __init__(self, guidance: LikelihoodGuidance, diverged: Tensor) -> None:
+        self.guidance, self.diverged, self.level = guidance, diverged, math.nan
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        found, mean, diverges = self.guidance.guided(x, sigma)
+        if bool(diverges.any()) and math.isnan(self.level):
+            self.level = float(torch.as_tensor(sigma).max())
+        self.diverged = self.diverged | diverges
+        return torch.where(self.diverged[:, None, None], mean, found)

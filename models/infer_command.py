@@ -6,7 +6,8 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from neurosde.models.inference import Inference, InferenceConfig, infer
+from neurosde.models.inference import Inference, infer
+from neurosde.models.inference_config import InferenceConfig
 from neurosde.models.posterior_file import check_name, save_posterior
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import make_folder
@@ -23,7 +24,7 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Infer, say what was estimated, and write the posterior."""
-    make_folder(check_name(options.out))  # before the work, not after it
+    make_folder(check_name(options.out, options.recording))  # before the work, not after it
     result = infer(options.recording, from_options(InferenceConfig, options), progress=True)
     report(result, save_posterior(result, options.out))
     return 0

@@ -2,13 +2,14 @@
 
 /posterior/weights(chain, draw, post, pre)                        draws
 /sample_stats/lp(chain, draw)                                     their log posterior density; of a trained prior's
-                                                                  recording_log_likelihood, the recording's given them
+                                                                  recording_log_likelihood, the recording's given them,
+                                                                  and tau and noise_std of each where not known
 /closed_form/mean(post, pre), sd(post, pre), factor(pre, direction), point_estimate(post, pre)
 /observed_data/activity(trial, time, neuron)                      the recording
 /posterior_predictive/activity(chain, draw, trial, time, neuron)  simulated from the first draws
 /constant_data/dt, tau, input(neuron), noise_std, gain, …         what it rests on
 /unrefined/weights(chain, draw, post, pre)                        draws before they were refined, if they were
-/refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, and what it cost
+/refinement/rho(sweep), moved(sweep), log_likelihood(sweep), …    how they were, diverged(draw), and what it cost
 
 Draws are independent of one another, not states of a Markov chain: there is one chain, whose effective size is the
 number of draws and which has no R-hat. The name log_likelihood is left to what ArviZ means by it, one number for each
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from neurosde.datasets.recordings import Recording
-from neurosde.models.dps import Refinement
+from neurosde.models.dynamics import Dynamics
 from neurosde.models.inference import Inference
+from neurosde.models.refinement import Refinement
 from neurosde.provenance import global_attributes, whole_file
 
 GROUPS = ("posterior", "sample_stats", "closed_form", "observed_data", "posterior_predictive", "constant_data")
@@ -73,15 +76,18 @@ def posterior_tree(result: Inference) -> xr.DataTree:
     density, of_density = "lp", "log posterior density of the draw"
     if r.config.trained:
         density, of_density = "recording_log_likelihood", "log probability of the recording given the draw"
+    of_draws: dict[str, Any] = {density: (("chain", "draw"), r.log_density.numpy()[None], _label(of_density))}
+    if r.dynamics is not None and r.config.tau_range is not None:
+        of_draws["tau"] = (("chain", "draw"), r.dynamics.tau.numpy()[None], _label("time constant", "tau's unit"))
+    if r.dynamics is not None and r.config.noise_std is None:
+        of_noise = _label("noise standard deviation per square root of time")
+        of_draws["noise_std"] = (("chain", "draw"), r.dynamics.noise_std.numpy()[None], of_noise)
     groups = {
         "posterior": xr.Dataset(
             {"weights": (("chain", "draw", *pair), r.draws.numpy()[None], _label("recurrent weight from pre to post"))},
             coords=chain | neurons,
         ),
-        "sample_stats": xr.Dataset(
-            {density: (("chain", "draw"), r.log_density.numpy()[None], _label(of_density))},
-            coords=chain,
-        ),
+        "sample_stats": xr.Dataset(of_draws, coords=chain),
         "closed_form": xr.Dataset(
             {
                 "mean": (pair, posterior.mean.numpy(), _label("exact posterior mean")),
@@ -105,9 +111,9 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         ),
     }
     if r.refinement is not None and r.unrefined is not None:
-        drawn = r.unrefined.numpy()[None]
+        before = r.unrefined.numpy()[None]
         groups["unrefined"] = xr.Dataset(
-            {"weights": (("chain", "draw", *pair), drawn, _label("recurrent weight, before it was refined"))},
+            {"weights": (("chain", "draw", *pair), before, _label("recurrent weight, before it was refined"))},
             coords=chain | neurons,
         )
         groups["refinement"] = _refinement(r.refinement, r.seconds, r.refine_seconds)
@@ -128,8 +134,9 @@ def posterior_tree(result: Inference) -> xr.DataTree:
         "notes": " ".join(r.notes),
         "residual_checks": json.dumps({check.name: round(check.score, 2) for check in r.checks}),
     }
-    if recording.network is not None:
-        attributes["network"] = recording.network
+    for name in ("network", "time_unit", "observation"):
+        if getattr(recording, name) is not None:
+            attributes[name] = getattr(recording, name)
     for dataset in groups.values():
         dataset.attrs = {"created_at": attributes["date_created"], "inference_library": "neurosde"}
     groups["posterior"].attrs["comment"] = "Draws are independent of one another: one chain, and no R-hat."
@@ -154,15 +161,22 @@ def save_posterior(result: Inference, path: str | Path) -> Path:
     return path
 
 
-def check_name(path: str | Path) -> Path:
+def check_name(path: str | Path, *inputs: str | Path) -> Path:
     """Return the path of a posterior to be written.
 
+    Args:
+        path: the file.
+        inputs: files that it is made from, which it must not replace.
+
     Raises:
-        ValueError: the name does not end in .nc.
+        ValueError: the name does not end in .nc, or is that of an input.
     """
     path = Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"a posterior is written as netCDF; name it *.nc, got {path}.")
+    for one in inputs:
+        if Path(one).resolve() == path.resolve():
+            raise ValueError(f"{path} is what is read, and would be replaced; choose another --out.")
     return path
 
 
@@ -200,7 +214,24 @@ def recording_of(tree: xr.DataTree) -> Recording:
         input=None if tree.attrs["estimate_input"] else known.to_numpy(),
         drive=tree.attrs["drive"],
         network=None if network is None else int(network),
+        time_unit=tree.attrs.get("time_unit"),
+        observation=tree.attrs.get("observation"),
     )
+
+
+def dynamics_of(tree: xr.DataTree) -> Dynamics | None:
+    """Return τ and σ of the draws of a posterior file, None where no draw has one of its own."""
+    found = tree["sample_stats"]
+    if not {"tau", "noise_std"} & set(found.data_vars):
+        return None
+    count, known = found.sizes["draw"], config_of(tree)["noise_std"]
+    tau, sigma = (
+        torch.from_numpy(found[name].isel(chain=0).to_numpy())
+        if name in found
+        else torch.full((count,), math.nan if value is None else value, dtype=torch.float64)
+        for name, value in (("tau", None), ("noise_std", known))
+    )
+    return Dynamics(tau, sigma)
 
 
 def config_of(tree: xr.DataTree) -> dict[str, Any]:
@@ -224,10 +255,11 @@ def _refinement(found: Refinement, seconds: float, refine_seconds: float) -> xr.
         f"r_hat_{name}": ((), value, _label(f"R-hat of the {name} over the exact sweeps"))
         for name, value in found.r_hat.items()
     }
+    variables["diverged"] = ("draw", found.diverged.numpy(), _label("whether the guidance diverged: a draw as it was"))
     variables["evaluations"] = ((), found.evaluations, _label("evaluations of the prior's denoiser for each draw"))
     variables["draw_seconds"] = ((), seconds, _label("time that drawing took; NaN where draws were there", "s"))
     variables["refine_seconds"] = ((), refine_seconds, _label("time that refining took", "s"))
-    return xr.Dataset(variables, {"sweep": sweep})
+    return xr.Dataset(variables, {"sweep": sweep, "draw": _index(len(found.draws), "draw", "draw")})
 
 
 def _index(size: int, name: str, what: str) -> xr.Variable:

@@ -10,10 +10,18 @@ from typing import get_args
 import torch
 
 from neurosde.datasets.recordings import read_recording
-from neurosde.models.dps import SWEEPS
 from neurosde.models.infer_command import report
-from neurosde.models.inference import InferenceConfig, Likelihood, infer
-from neurosde.models.posterior_file import check_name, config_of, open_posterior, recording_of, save_posterior
+from neurosde.models.inference import infer
+from neurosde.models.inference_config import InferenceConfig, Likelihood
+from neurosde.models.posterior_file import (
+    check_name,
+    config_of,
+    dynamics_of,
+    open_posterior,
+    recording_of,
+    save_posterior,
+)
+from neurosde.models.split_gibbs import SWEEPS
 from neurosde.models.weight_posterior import Refiner
 from neurosde.options import OptionParser
 from neurosde.provenance import make_folder
@@ -50,12 +58,14 @@ def add_arguments(parser: OptionParser) -> None:
 
 def run(options: Namespace) -> int:
     """Refine, say how it went, and write the posterior, with the draws as they were beside it."""
-    make_folder(check_name(options.out))
+    read = [path for path in (options.posterior, options.recording) if path is not None]
+    make_folder(check_name(options.out, *read))
     tree = open_posterior(options.posterior)
     draws = torch.from_numpy(tree["posterior"]["weights"].isel(chain=0).to_numpy())
     settings = config_of(tree)
-    recording = recording_of(tree)
+    recording, dynamics = recording_of(tree), dynamics_of(tree)
     if options.recording is not None:
+        dynamics = None  # those of the draws are of the file's own
         of_cube = options.recording.suffix == ".nc"
         recording = read_recording(
             options.recording, network=settings["network"] if of_cube else None, variable=settings["variable"]
@@ -71,6 +81,6 @@ def run(options: Namespace) -> int:
     settings |= {name: value for name, value in given.items() if value is not None}
     settings |= {"refine": options.method}
     settings |= {name: getattr(options, name) for name in ("sweeps", "rho", "likelihood", "window", "seed")}
-    result = infer(recording, InferenceConfig(**settings), draws=draws, progress=True)
+    result = infer(recording, InferenceConfig(**settings), draws=draws, dynamics=dynamics, progress=True)
     report(result, save_posterior(result, options.out))
     return 0

@@ -19,14 +19,12 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_prior import with_exact_zeros
-from neurosde.models.dps import Refinement, SplitGibbs
+from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
     evidence_gain,
     most_probable_time_constant,
-    sample_noise_scales,
-    sample_time_constants,
 )
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
 from neurosde.models.guided_diffusion import GuidedDiffusion
@@ -34,14 +32,15 @@ from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
+from neurosde.models.refinement import Refinement
 from neurosde.models.samplers import Method, sample
+from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 
 if TYPE_CHECKING:
     from neurosde.models.diffusion_cfg import CFGPosterior
 
-Statistics = TransitionStatistics | TimeConstantStatistics
 Refiner = Literal["gibbs", "mmps", "pigdm", "dps"]
 STEPS = 40
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
@@ -97,10 +96,18 @@ class WeightPosterior:
         found = self._denoiser(self._most_probable(1))[2][0] / math.sqrt(self.num_neurons)
         return found if self._several else found[0]
 
+    def dynamics(self, draws: int, generator: int | torch.Generator | None = None) -> Dynamics:
+        """Draw τ and σ from their posterior, for as many draws of W; see `neurosde.models.dynamics`."""
+        source = as_generator(generator, self.model.device)
+        count = check_count(draws, "draws")
+        found = draw_dynamics(self._recordings, count, self._gains, self._known_noise, source)
+        return found if self._several else found.squeezed()
+
     def sample(
         self,
         shape: Sequence[int] = (),
         *,
+        dynamics: Dynamics | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, math.inf),
         steps: int = STEPS,
@@ -112,6 +119,7 @@ class WeightPosterior:
 
         Args:
             shape: of the draws.
+            dynamics: τ and σ of each, as many as draws, of `dynamics`; None draws them.
             guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
                 draws from neither and is not calibrated, whatever it looks like.
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
@@ -130,7 +138,7 @@ class WeightPosterior:
         shape = tuple(check_count(size, "shape") for size in shape)
         source = as_generator(generator, self.model.device)
         N = self.num_neurons
-        denoise, evidence, gain = self._denoiser(self._drawn(math.prod(shape), source))
+        denoise, evidence, gain = self._denoiser(self._drawn(math.prod(shape), source, dynamics))
         guided: Denoiser = denoise
         if guidance != 1:
             guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
@@ -157,6 +165,7 @@ class WeightPosterior:
         sweeps: int | None = None,
         steps: int | None = None,
         rho: float | None = None,
+        dynamics: Dynamics | None = None,
         log_prob: Callable[[Tensor], Tensor] | None = None,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
@@ -164,7 +173,7 @@ class WeightPosterior:
         """Move draws to the posterior of the network's prior and the likelihood itself.
 
         The network is asked for the prior only, not for what it has learnt of recordings. Where σ or τ is not known,
-        each draw has its own from its posterior, as in `sample`.
+        each draw has its own, as in `sample`, and keeps it.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network.
@@ -173,6 +182,7 @@ class WeightPosterior:
             sweeps: of method gibbs, see `SplitGibbs`.
             steps: noise levels, of method gibbs those of each sweep.
             rho: how far draws may go from where they begin, in units of the spread of a weight.
+            dynamics: τ and σ of each draw, as many as draws, of `dynamics`; None draws them.
             log_prob: a likelihood of W (draw, post, pre) to guide by in place of that of transitions, such as a
                 `RolloutLikelihood`; for methods "pigdm" and "dps".
             generator: seed or generator, on the device of the network.
@@ -181,9 +191,11 @@ class WeightPosterior:
         Returns:
             The refined draws, in the units of W, and how they came about.
 
+        Warns where a guidance diverges for some of the draws, which stay as they were: `Refinement.diverged`.
+
         Raises:
             ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
-            FloatingPointError: the guidance diverges.
+            FloatingPointError: a guidance diverges for all draws.
         """
         if self._several:
             raise ValueError("draws are refined for one recording at a time; condition on each alone.")
@@ -193,11 +205,11 @@ class WeightPosterior:
         given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
         options = {name: value for name, value in given.items() if value is not None}
         if method != "gibbs" and sweeps is not None:
-            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}.")
+            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}. Leave sweeps out.")
         if method == "gibbs" and log_prob is not None:
             raise ValueError("method 'gibbs' needs the likelihood of transitions; guide by 'pigdm' or 'dps'.")
         source = as_generator(generator, self.model.device)
-        _, evidence, gain = self._denoiser(self._drawn(len(draws), source))
+        _, evidence, gain = self._denoiser(self._drawn(len(draws), source, dynamics))
         unit = gain[:, 0, None, None] / math.sqrt(N)
         prior = self._prior(gain[:, 0])
         if method == "gibbs":
@@ -207,7 +219,7 @@ class WeightPosterior:
             refiner = GuidedDiffusion(prior, method, log_prob=own, **options)
         found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
         J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
-        return replace(found, draws=J * unit)
+        return replace(found, draws=torch.where(found.diverged[:, None, None], draws.to(J), J * unit))
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (post, pre)."""
@@ -296,28 +308,21 @@ class WeightPosterior:
         scales = self._scales.expand(count, -1)
         return self._evidence.expand(scales.shape).over_noise(scales.square())
 
-    def _drawn(self, count: int, source: torch.Generator | None) -> Evidence:
+    def _drawn(self, count: int, source: torch.Generator | None, dynamics: Dynamics | None = None) -> Evidence:
         """Evidence in units of W, (count, recording), each with its own draw of what is not known of σ and τ."""
-        gains, known = self._gains, self._known_noise
-        if known is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings):
+        if dynamics is not None and len(dynamics) != count:
+            raise ValueError(f"dynamics must be of as many draws as W, {count}; got {len(dynamics)}.")
+        if self._all_known:
             return self._most_probable(count)
-        each = []
-        for k, one in enumerate(self._recordings):
-            if isinstance(one, TimeConstantStatistics):
-                taus, scales = sample_time_constants(one, count, gains, known, source)
-                evidence = recording_evidence([one.at(float(tau)) for tau in taus]).to(self.model.device)
-            else:
-                evidence = self._evidence[k].expand((count,))
-                scales = (
-                    sample_noise_scales(one, count, gains, source) if known is None else self._scales[k].expand(count)
-                )
-            each.append(evidence.over_noise(scales.square().to(self._scales)))
-        vectors = [one.vectors for one in each if one.vectors is not None]
-        return Evidence(
-            torch.stack([one.eigenvalues for one in each], 1),
-            torch.stack(vectors, 1),
-            torch.stack([one.cross for one in each], 1),
-        )
+        if dynamics is None:
+            own = draw_dynamics(self._recordings, count, self._gains, self._known_noise, source)
+        else:
+            own = Dynamics(*(one.reshape(count, -1) for one in (dynamics.tau, dynamics.noise_std)))
+        return evidence_given(self._recordings, own).to(self.model.device)
+
+    @property
+    def _all_known(self) -> bool:
+        return self._known_noise is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings)
 
     def _denoiser(self, in_W: Evidence) -> tuple[NetworkDenoiser, Evidence, Tensor]:
         """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""

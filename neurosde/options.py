@@ -89,7 +89,7 @@ def _add_option(parser: argparse._ActionsContainer, item: Field, hint: Any) -> N
         if hint is Path:
             options["metavar"] = "PATH"
     options["required"] = required
-    if hint is not bool and default is not None:
+    if hint is not bool and default not in (None, ()):
         explain += f" (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
     parser.add_argument(*flags, help=explain, **options)
 

@@ -1,6 +1,8 @@
 """Shared set-up: figures go nowhere near a display, and what a test does not seed itself is seeded here."""
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from neurosde.cli import main
 from neurosde.julia import Julia, JuliaNotFoundError, find_julia
+from neurosde.models import Evidence
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # read when matplotlib is first imported
 
@@ -26,6 +29,24 @@ def julia() -> Julia:
         if os.environ.get("NEUROSDE_REQUIRE_JULIA") == "1":
             pytest.fail(f"NEUROSDE_REQUIRE_JULIA is 1, but {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def evidence_of() -> Callable[..., Evidence]:
+    """Evidence of a made-up recording: how much it tells is set, and what it tells is true of J but for the noise."""
+
+    def normal(*shape: int, seed: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def make(N: int, low: float = 0.3, high: float = 200.0, seed: int = 0, J: torch.Tensor | None = None) -> Evidence:
+        """Λ has N eigenvalues from `low` to `high`, B is J Λ and noise of covariance Λ; J (post, N) or normal."""
+        U = torch.linalg.qr(normal(N, N, seed=seed))[0]
+        eigenvalues = torch.logspace(math.log10(low), math.log10(high), N, dtype=torch.float64)
+        J = normal(N, N, seed=seed + 1) if J is None else J
+        cross = (J @ U) * eigenvalues + normal(*J.shape, seed=seed + 2) * eigenvalues.sqrt()
+        return Evidence(eigenvalues, U, cross)
+
+    return make
 
 
 @pytest.fixture(scope="session")

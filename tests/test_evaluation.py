@@ -175,6 +175,11 @@ def test_help_of_every_command(capsys):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0 and "usage: neurosde " + command in capsys.readouterr().out
+    for words, default in ((["benchmark", "inference"], "(default: all)"), (["infer"], "(default 256)")):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert default in said and "(default )" not in said
     for wrong in ([], ["fly"], ["infer"], ["infer", "x", "--drawz", "3"]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

@@ -59,7 +59,7 @@ def test_without_a_network_it_is_the_exact_posterior():
     statistics = transition_statistics(voltage=h, dt=0.1, tau=1.0)
     exact = GaussianPosterior.from_statistics(statistics, sigma, g**2 / N)
     scale = g / math.sqrt(N)
-    evidence = Evidence.of(*statistics.precision(sigma), scale)
+    evidence = Evidence.of(*statistics.precision(sigma)).scaled(scale)
     folded = fold(torch.randn(N, N, dtype=D), 1e9, evidence)
     rounded(scale * folded.posterior_mean, exact.mean, 1e-9)
     rounded(scale**2 * folded.scaled(torch.eye(N, dtype=D)).mT @ folded.scaled(torch.eye(N, dtype=D)),

@@ -10,8 +10,9 @@ import torch
 from neurosde import simulate_rate_network
 from neurosde.evaluation.benchmark import RecoveryBenchmark, recovery_benchmark
 from neurosde.likelihood import transition_statistics
-from neurosde.models import GaussianPosterior, empirical_bayes, least_squares, ridge
+from neurosde.models import Evidence, GaussianPosterior, empirical_bayes, least_squares, ridge
 from neurosde.models.empirical_bayes import ridge_parameter
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
 
 D = torch.float64
 DT, SIGMA, GAIN = 0.1, 0.3, 1.4
@@ -64,6 +65,24 @@ def test_bayes_rule():
     torch.testing.assert_close(evidence, evidence[:1].expand(6), rtol=0, atol=cancellation)
     found = empirical_bayes(statistics, noise_std=SIGMA, prior_variance=v)
     assert found.log_evidence == pytest.approx(float(evidence[0]), abs=cancellation)
+
+
+def test_the_evidence_of_a_gaussian_prior_obeys_it_at_any_weights(evidence_of):
+    """Of two recordings and three variances, with two rows of W, along the neurons and by scipy."""
+    variances, J = torch.tensor([0.1, 0.7, 5.0], dtype=D), torch.randn(2, 3, dtype=D)
+    each = [evidence_of(3, 0.5, 30.0, seed=seed, J=J) for seed in (0, 5)]
+    both = Evidence(*(torch.stack([getattr(e, name) for e in each]) for name in ("eigenvalues", "vectors", "cross")))
+    found = gaussian_log_evidence(both, variances)
+    assert found.shape == (2, 3)
+    for e, row in zip(each, found, strict=True):
+        precision = (e.vectors * e.eigenvalues @ e.vectors.mT).numpy()
+        cross, W = (e.cross @ e.vectors.mT).numpy(), np.random.default_rng(0).normal(size=(2, 3))
+        likelihood = (W * cross).sum() - 0.5 * (W @ precision * W).sum()
+        for v, log_evidence in zip(variances.tolist(), row.tolist(), strict=True):
+            C = np.linalg.inv(precision + np.eye(3) / v)
+            posterior = sum(scipy.stats.multivariate_normal(b @ C, C).logpdf(w) for b, w in zip(cross, W, strict=True))
+            prior = scipy.stats.norm(0, v**0.5).logpdf(W).sum()
+            assert log_evidence == pytest.approx(likelihood + prior - posterior, abs=1e-10)
 
 
 def test_evidence_with_a_free_input_obeys_bayes_rule_too():

@@ -14,7 +14,7 @@ import xarray as xr
 from neurosde.cli import main
 from neurosde.datasets.recordings import Recording, read_recording
 from neurosde.evaluation.calibration import truth_under_posterior
-from neurosde.models import InferenceConfig, infer, inference, open_posterior, save_posterior
+from neurosde.models import InferenceConfig, infer, open_posterior, prediction, save_posterior
 
 N, T, TRIALS, DT, SIGMA, GAIN = 6, 150, 3, 0.1, 0.3, 1.3
 
@@ -132,9 +132,19 @@ def test_a_foreign_time_axis_can_be_overruled(tmp_path):
 
 def test_predictive_draws_are_bounded_in_memory(monkeypatch):
     _, activity = another_program()
-    monkeypatch.setattr(inference, "PREDICTIVE_BYTES", 3 * 4 * activity.size)
+    monkeypatch.setattr(prediction, "PREDICTIVE_BYTES", 3 * 4 * activity.size)
     result = infer(Recording(activity, "here", dt=DT), InferenceConfig(draws=40))
     assert len(result.predicted) == 3 and "3 of 32 predictive draws" in " ".join(result.notes)
+
+
+def test_predictive_draws_follow_the_draws_unless_they_are_said():
+    assert [InferenceConfig(draws=draws).predicted_draws for draws in (16, 32, 256)] == [16, 32, 32]
+    assert InferenceConfig(draws=256, predictive_draws=0).predicted_draws == 0
+    assert InferenceConfig(draws=256, predictive_draws=40).predicted_draws == 40
+    with pytest.raises(ValueError, match="predictive_draws must be at most draws, 16; got 17. Leave it out"):
+        InferenceConfig(draws=16, predictive_draws=17)
+    here = Recording(another_program()[1], "here", dt=DT)
+    assert len(infer(here, InferenceConfig(draws=16)).predicted) == 16
 
 
 def test_a_cut_npz_and_absurd_numbers_are_one_line(tmp_path, capsys):

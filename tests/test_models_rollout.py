@@ -212,7 +212,7 @@ def test_guided_by_windows_of_one_step_is_guided_by_the_evidence():
     N, unit = 4, 0.6
     _, here = recorded(N, 60)
     statistics = transition_statistics(voltage=here.voltage, dt=DT)
-    evidence = Evidence.of(*statistics.precision(0.3), unit)
+    evidence = Evidence.of(*statistics.precision(0.3)).scaled(unit)
     likelihood = RolloutLikelihood(here, 0.3, window=DT, horizon=math.inf, engine="torch")
     x, s = normal(5, N, N, seed=3), torch.tensor(0.7, dtype=D)
     own = FunctionGuidance(GAUSSIAN, likelihood, N, unit, tolerance=1e-9, iterations=60)
@@ -241,7 +241,7 @@ def test_the_refiner_says_what_it_did(tmp_path, capsys):
     assert main([*again, "--out", str(refined)]) == 0
     assert "of roll-outs over 16 windows of at most 0.5; gradients" in capsys.readouterr().out
     assert main([*again[:4], "--window", "50"]) == 2
-    assert "window is of likelihood 'rollout'" in capsys.readouterr().err
+    assert "window is for likelihood 'rollout'" in capsys.readouterr().err
 
 
 def test_a_window_beyond_the_horizon_is_cut_and_noted():
@@ -268,8 +268,11 @@ def test_a_window_beyond_the_horizon_is_cut_and_noted():
         (lambda here: lyapunov_time(normal(4, 4), normal(1, 5, 3), DT), r"voltage must be \(trial, time, 4\)"),
         (lambda here: folding_time(normal(3, 3), normal(1, 5, 3), DT, longest=-1.0), "longest must be positive"),
         (lambda here: GuidedDiffusion(GAUSSIAN, "mmps", log_prob=lambda W: W.sum()), "guides by one of"),
-        (lambda here: InferenceConfig(refine="gibbs", likelihood="rollout"), "'rollout' is of refine 'dps' or 'pigdm'"),
-        (lambda here: InferenceConfig(refine="dps", window=1.0), "window is of likelihood 'rollout'"),
+        (
+            lambda here: InferenceConfig(refine="gibbs", likelihood="rollout"),
+            "'rollout' is for draws refined by 'pigdm' or",
+        ),
+        (lambda here: InferenceConfig(refine="dps", window=1.0), "window is for likelihood 'rollout'"),
         (lambda here: InferenceConfig(likelihood="exact"), "likelihood must be one of"),
         (
             lambda here: InferenceConfig(refine="dps", likelihood="rollout", estimate_input=True),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from neurosde.cli import main
@@ -12,10 +13,11 @@ from neurosde.datasets.recordings import Recording
 from neurosde.evaluation.calibration import holm, ranks
 from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.likelihood import transition_statistics
-from neurosde.models import InferenceConfig, infer
+from neurosde.models import GaussianPosterior, InferenceConfig, infer, open_posterior
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.empirical_bayes import most_probable_time_constant, sample_noise_scales, sample_time_constants
+from neurosde.models.posterior_file import dynamics_of
 from neurosde.solve import simulate_rate_network
 from neurosde.time_constant import time_constant_statistics
 
@@ -131,6 +133,74 @@ def test_the_posterior_of_the_weights_is_calibrated_and_wider():
     truth, wide, narrow = torch.stack(truths).numpy(), torch.stack(open_tau, 1).numpy(), torch.stack(known_tau, 1)
     assert holm(uniformity(ranks(wide, truth, rng.standard_normal((4, N, N))), draws)).min() > 0.01
     assert wide.var(0).mean() > float(narrow.var(0).mean())
+
+
+@pytest.mark.parametrize("estimate_input", [False, True])
+def test_predicted_activity_of_each_draw_has_its_own_time_constant_and_noise(estimate_input):
+    """Least squares on what was simulated, given its weights, finds b = dt/τ with a known standard error, and σ."""
+    _, x, _ = recorded(N=4, T=60, tau=1.2)
+    config = InferenceConfig(
+        tau_range=(0.3, 6.0), method="cfg", draws=64, predictive_draws=64, steps=6, estimate_input=estimate_input
+    )
+    found = infer(Recording(x.numpy(), "here", dt=DT), config)
+    off, of_common, left, degrees = [], [], [], 0
+    drawn = found.draws, found.dynamics.tau, found.dynamics.noise_std, found.predicted
+    for W, tau, sigma, path in zip(*drawn, strict=True):
+        h = torch.atanh(torch.as_tensor(path, dtype=D))
+        pull = (-h + torch.tanh(h) @ W.mT)[:, :-1].flatten(0, 1)
+        step = h.diff(dim=1).flatten(0, 1)
+        if estimate_input:  # a constant for each neuron
+            pull, step = pull - pull.mean(0), step - step.mean(0)
+        square = float(pull.square().sum())
+        b, error = float((pull * step).sum()) / square, float(sigma) * math.sqrt(DT / square)
+        off.append((b - DT / float(tau)) / error)
+        of_common.append((b - DT / found.recording.tau) / error)
+        left.append(float((step - b * pull).square().sum()) / (float(sigma) ** 2 * DT))
+        degrees += step.numel() - 1 - 4 * estimate_input
+    assert 1e-3 < scipy.stats.chi2(64).cdf(np.square(off).sum()) < 1 - 1e-3
+    assert 1e-3 < scipy.stats.chi2(degrees).cdf(sum(left)) < 1 - 1e-3
+    assert scipy.stats.chi2(64).sf(np.square(of_common).sum()) < 1e-6  # the most probable τ is not what they have
+
+
+def test_draws_keep_what_they_have_through_files_and_refinement(tmp_path):
+    _, x, _ = recorded(N=6, T=80, tau=1.2)
+    np.save(tmp_path / "x.npy", x.numpy())
+    plain, refined = tmp_path / "plain.nc", tmp_path / "refined.nc"
+    words = ["infer", tmp_path / "x.npy", "--dt", DT, "--tau-range", 0.5, 3, "--draws", 6, "--predictive-draws", 2]
+    for told, noise in ((["--noise-std", SIGMA], [SIGMA] * 6), ([], None)):
+        assert main([str(word) for word in [*words, *told, "--method", "cfg", "--steps", 4, "--out", plain]]) == 0
+        assert main(["refine", str(plain), "--sweeps", "8", "--out", str(refined)]) == 0
+        before, after = (dynamics_of(open_posterior(path)) for path in (plain, refined))
+        assert torch.equal(before.tau, after.tau) and torch.equal(before.noise_std, after.noise_std)
+        assert len(before.tau.unique()) == 6 and len(before.noise_std.unique()) == (1 if noise else 6)
+        if noise:
+            assert before.noise_std.tolist() == noise
+    assert main([str(word) for word in [*words, "--out", plain]]) == 0  # of the exact posterior none has its own
+    assert dynamics_of(open_posterior(plain)) is None
+    with pytest.raises(ValueError, match="dynamics are those of draws to be refined"):
+        infer(tmp_path / "x.npy", InferenceConfig(dt=DT, tau=1.0), dynamics=before)
+    with pytest.raises(ValueError, match="dynamics must be of as many draws as W, 5; got 6"):
+        untrained().condition(time_constant_statistics(x, DT, RANGE)).sample((5,), dynamics=before)
+
+
+def test_given_their_constants_draws_are_those_of_known_ones():
+    """An untrained network is exact: whitened by the posterior for τ and σ of each draw they are standard normal."""
+    _, _, h = recorded(N=4, T=60, tau=1.2)
+    of_any, model = time_constant_statistics(voltage=h, dt=DT, tau=RANGE), untrained()
+    posterior = model.condition(of_any, gain=1.2)
+    dynamics = posterior.dynamics(200, 0)
+    draws = posterior.sample((200,), steps=6, dynamics=dynamics, generator=1)
+    white = torch.stack([
+        GaussianPosterior.from_statistics(of_any.at(float(tau)), float(sigma), 1.2**2 / 4).whiten(W)
+        for W, tau, sigma in zip(draws, dynamics.tau, dynamics.noise_std, strict=True)
+    ])  # fmt: skip
+    assert scipy.stats.kstest(white.flatten(), "norm").pvalue > 1e-3
+    assert dynamics.tau.shape == dynamics.noise_std.shape == (200,) and float(dynamics.tau.std()) > 0.05
+    several = model.condition([of_any, transition_statistics(voltage=h, dt=DT, tau=1.2)], noise_std=SIGMA)
+    of_both = several.dynamics(3, 0)
+    assert of_both.tau.shape == (3, 2) and of_both.tau.isnan().tolist() == [[False, True]] * 3
+    torch.testing.assert_close(of_both.noise_std, torch.full((3, 2), SIGMA, dtype=D))
+    assert several.sample((3,), steps=2, dynamics=of_both, generator=0).shape == (3, 2, 4, 4)
 
 
 def test_inference_estimates_it(tmp_path, capsys):

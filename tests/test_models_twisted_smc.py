@@ -22,13 +22,6 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
-def evidence_of(J, low, high, seed=0):
-    N = J.shape[-1]
-    U = torch.linalg.qr(normal(N, N, seed=seed))[0]
-    eigenvalues = torch.logspace(math.log10(low), math.log10(high), N, dtype=D)
-    return Evidence(eigenvalues, U, (J @ U) * eigenvalues + normal(*J.shape, seed=seed + 2) * eigenvalues.sqrt())
-
-
 def supports(evidence):
     """All supports of a sparse row: log evidence, and draws."""
     precision = ((evidence.vectors * evidence.eigenvalues) @ evidence.vectors.mT).numpy()
@@ -48,9 +41,9 @@ def supports(evidence):
 
 
 @pytest.mark.parametrize("high", [20.0, 1e4])
-def test_of_a_gaussian_prior_no_weight_changes_and_the_evidence_is_exact(high):
+def test_of_a_gaussian_prior_no_weight_changes_and_the_evidence_is_exact(evidence_of, high):
     N, runs, particles = 3, 2, 1000
-    evidence = evidence_of(normal(N, N, seed=1), 0.3, high)
+    evidence = evidence_of(N, 0.3, high)
     found = TwistedSMC(GAUSSIAN, particles, runs, steps=6).sample(evidence, 0)
     one = 1 + evidence.eigenvalues
     exact = float((0.5 * evidence.cross.square() / one - 0.5 * one.log()).sum())
@@ -65,11 +58,11 @@ def test_of_a_gaussian_prior_no_weight_changes_and_the_evidence_is_exact(high):
     assert torch.equal(draws.flatten(1).unique(dim=0), found.particles.flatten(0, 1).flatten(1).unique(dim=0))
 
 
-def test_of_a_sparse_row_it_is_the_sum_over_all_supports():
+def test_of_a_sparse_row_it_is_the_sum_over_all_supports(evidence_of):
     """A posterior of several supports, of which moment matching alone makes one hump."""
     runs, particles, draws = 8, 1000, 2000
     J = torch.tensor([[0.0, 1.2, 0.0, -0.6, 0.3]], dtype=D)
-    evidence = evidence_of(J, 0.5, 12.0, seed=3)
+    evidence = evidence_of(J.shape[-1], 0.5, 12.0, seed=3, J=J)
     log_evidence, chances, laws = supports(evidence)
     assert chances.max() < 0.6  # it is open which connections exist
     rng = np.random.default_rng(0)

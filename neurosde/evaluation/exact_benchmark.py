@@ -49,7 +49,7 @@ from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import empirical_bayes, ridge
 from neurosde.models.exact_posterior import BURN_IN, CHAINS, THIN, ExactPosterior, exact_posterior, gain_nodes
-from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.gaussian_posterior import GaussianPosterior, gaussian_log_evidence
 from neurosde.models.model_files import model_label
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.weight_posterior import STEPS
@@ -266,10 +266,10 @@ def _mixture_score(cell: _Cell) -> Tensor:
     N, e = cell.truth.shape[-1], cell.evidence
     assert e.vectors is not None
     gains, chances = gain_nodes(cell.ensemble)
-    v = (gains.square() / N).view(-1, 1, 1)
+    variances = gains.square() / N
+    weight = (chances.log() + gaussian_log_evidence(e, variances)).log_softmax(-1).mT
+    v = variances.view(-1, 1, 1)
     factor = 1 + v * e.eigenvalues
-    log_evidence = 0.5 * (v * e.cross.square().sum(-2) / factor - N * factor.log()).sum(-1)
-    weight = (chances.log().unsqueeze(-1) + log_evidence).log_softmax(0)
     variance = (v / factor + cell.resolution.square().unsqueeze(-1)).unsqueeze(-2)
     off = cell.blurred @ e.vectors - e.cross * (v / factor).unsqueeze(-2)
     density = -0.5 * (off.square() / variance + (2 * math.pi * variance).log()).sum((-1, -2))

@@ -11,6 +11,7 @@ from neurosde.evaluation import figure_texts
 from neurosde.evaluation.calibration import LEVELS
 from neurosde.evaluation.figure_texts import most_variable
 from neurosde.evaluation.page import Picture, picture
+from neurosde.evaluation.proportions import binomial_band
 
 if TYPE_CHECKING:
     from neurosde.evaluation.evaluate import Evaluation
@@ -104,8 +105,7 @@ def coverage_curve(e: Evaluation) -> Figure:
     assert e.truth is not None and e.coverage is not None
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axis = figure.subplots()
-    half = 1.96 * np.sqrt(LEVELS * (1 - LEVELS) / e.truth.size)
-    axis.fill_between(LEVELS, LEVELS - half, LEVELS + half, color=GREY, alpha=0.3, linewidth=0)
+    axis.fill_between(LEVELS, *binomial_band(LEVELS, e.truth.size), color=GREY, alpha=0.3, linewidth=0)
     axis.plot([0, 1], [0, 1], color="k", linewidth=0.8)
     axis.plot(LEVELS, e.coverage, "o-", color=BLUE, markersize=3)
     learnt = e.calibration["contraction"]

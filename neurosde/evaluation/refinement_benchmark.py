@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +35,11 @@ from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import network_seed, simulated
 from neurosde.evaluation.timing import hardware
 from neurosde.models.analytic import SpikeAndSlabDenoiser
-from neurosde.models.dps import SplitGibbs
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.exact_posterior import CHAINS, exact_posterior
 from neurosde.models.guided_diffusion import GUIDANCES, Guidance, GuidedDiffusion
 from neurosde.models.recorded import recording_evidence
+from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.models.twisted_smc import TwistedSMC
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
@@ -192,7 +193,7 @@ def _row(method: str, cell: _Cell, c: RefinementBenchmark) -> dict[str, Any]:
 def _refined(
     method: str, denoise: Denoiser, start: Tensor, evidence: Evidence, c: RefinementBenchmark
 ) -> tuple[Tensor, int] | None:
-    """Draws, of the rows that are compared at least, and evaluations; None where the method diverges."""
+    """Draws, of the rows that are compared at least, and evaluations; None where the method diverges for any."""
     if method == "tds":
         smc = TwistedSMC(denoise, OVERSAMPLED * c.draws // CHAINS, CHAINS, c.steps)
         rows = []
@@ -205,10 +206,12 @@ def _refined(
     else:
         refiner = SplitGibbs(denoise, c.sweeps)
     try:
-        found = refiner.refine(start, evidence, c.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table says that it diverges
+            found = refiner.refine(start, evidence, c.seed)
     except FloatingPointError:
         return None
-    return found.draws, found.evaluations
+    return None if bool(found.diverged.any()) else (found.draws, found.evaluations)
 
 
 def _compared(found: Tensor, exact: Tensor, evidence: Evidence, c: RefinementBenchmark) -> dict[str, np.ndarray]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import chi2
 
 from neurosde.evaluation.page import Section, write_page
 from neurosde.evaluation.page_table import Table
+from neurosde.evaluation.proportions import binomial_band
 from neurosde.evaluation.recovery import SENSES
 
 if TYPE_CHECKING:
@@ -98,17 +100,15 @@ def _calibration(e: Evaluation) -> Table:
     ).rename_axis("quantity")
     data.index = data.index.str.replace("_", " ")
     draws, N, _ = e.tree["posterior"]["weights"].isel(chain=0).shape
-    spread = {
-        "whitened variance": (1.0, math.sqrt(2 / (draws * N * N))),
-        "coverage 50": (0.5, 0.5 / N),
-        "coverage 90": (0.9, 0.3 / N),
-        "truth chi2": (1.0, math.sqrt(2) / N),
-    }  # mean and standard deviation that N² independent weights of a right posterior would give
-    middle, sd = np.array([spread.get(name, (math.nan, math.nan)) for name in data.index]).T
-    ends = middle + 1.96 * np.array([[-1.0], [1.0]]) * sd
-    ends = np.where(data.index.str.startswith("coverage"), np.clip(ends, 0, 1), ends)
+    within = {
+        "whitened variance": _mean_square_band(draws * N * N),
+        "coverage 50": binomial_band(0.5, N * N),
+        "coverage 90": binomial_band(0.9, N * N),
+        "truth chi2": _mean_square_band(N * N),
+    }  # of N² independent weights of a right posterior
+    ends = np.array([within.get(name, (math.nan, math.nan)) for name in data.index]).T
     low, high = (pd.DataFrame({"value": end}, data.index) for end in ends)
-    known = bool(np.isfinite(middle).any())
+    known = bool(np.isfinite(ends).any())
     return Table(
         "How sure the posterior is, and whether it should be",
         data,
@@ -116,6 +116,12 @@ def _calibration(e: Evaluation) -> Table:
         high=high if known else None,
         interval="where 95 % of right posteriors would lie, were their weights independent" if known else "",
     )
+
+
+def _mean_square_band(count: int) -> tuple[float, float]:
+    """Where the mean square of so many standard normals lies with a probability of 95 %."""
+    low, high = chi2.interval(0.95, count)
+    return float(low) / count, float(high) / count
 
 
 def _about_predictive(e: Evaluation) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ from neurosde.evaluation.posterior_benchmark import PosteriorBenchmark, posterio
 from neurosde.evaluation.rank_calibration import rank_curves
 from neurosde.evaluation.timing import hardware
 from neurosde.models.diffusion_cfg import CFGPosterior
-from neurosde.models.inference import InferenceConfig, infer
+from neurosde.models.inference import infer
+from neurosde.models.inference_config import InferenceConfig
 from neurosde.models.posterior_file import save_posterior
 from neurosde.options import OptionParser, run_safely
 from neurosde.provenance import make_folder, whole_file

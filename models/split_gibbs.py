@@ -1,0 +1,178 @@
+"""Split Gibbs sampling out of a prior's denoiser and the likelihood, exact in the limit for any prior.
+
+Of a recording the likelihood is exp(tr(BWᵀ) − ½ tr(WΛWᵀ)), all in the units of the diffusion. With z beside W, whose
+joint law
+
+    p(W) N(z; W, ρ²) exp(tr(B̃zᵀ) − ½ tr(zΛ̃zᵀ)),    Λ̃ = Λ(I − ρ²Λ)⁻¹,    B̃ = B(I − ρ²Λ)⁻¹,
+
+has the posterior as the law of W for every ρ² < 1/λ_max(Λ), `SplitGibbs` draws in turn
+
+    z | W = W + ρ²(B − WΛ) + ρ ε (I − ρ²Λ)^½,    W | z: the prior's diffusion, given an observation of noise ρ.
+
+A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep:
+along directions in which ρ² λ > 0.8 sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ
+has fallen; the last sweeps are exact.
+
+References:
+    Split-and-augmented Gibbs sampler (Vono, Dobigeon, Chainais, 2019), https://arxiv.org/abs/1804.05809
+    Principled probabilistic imaging using diffusion models as plug-and-play priors (Wu, Sun, Chen, Zhang, Yue, Bouman,
+    2024), https://arxiv.org/abs/2405.18782
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosde.brownian import as_generator
+from neurosde.models.edm import Denoiser, Evidence, power_levels
+from neurosde.models.refinement import Refinement, check_draws, log_likelihood
+from neurosde.models.samplers import sample
+from neurosde.validation import check_count, check_positive
+
+SWEEPS = 12
+EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
+STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
+DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved
+HIGHEST, LOWEST = 80.0, 2e-3  # noise levels of a sweep, in units of ρ
+
+
+@dataclass(frozen=True)
+class SplitGibbs:
+    """Split Gibbs sampling with the deconvolved likelihood.
+
+    Args:
+        denoise: the prior's denoiser.
+        sweeps: in all; the last quarter, and at least 4, are exact. Draws that are nearly right need few; sparse
+            weights from anywhere some hundred, where much is recorded.
+        steps: noise levels of each sweep.
+        rho: ρ of the first sweep, in the units of the denoiser, 1 being the spread of a weight: how far draws may go
+            from where they begin.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+
+    denoise: Denoiser
+    sweeps: int = SWEEPS
+    steps: int = STEPS
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count(self.sweeps, "sweeps", 8)
+        check_count(self.steps, "steps", 2)
+        check_positive(self.rho, "rho")
+
+    def refine(
+        self,
+        draws: Float[Tensor, "draw post pre"],
+        evidence: Evidence,
+        generator: int | torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Refinement:
+        """Move draws to the posterior.
+
+        Args:
+            draws: where to begin: draws of another posterior, or of the prior.
+            evidence: what one recording says, to all draws or (draw, …) to each, in the units of the denoiser.
+            generator: seed or generator, on the device of the draws.
+            progress: show a progress bar, on a terminal.
+
+        Raises:
+            ValueError: draws that are not (draw, post, pre) of as many neurons as were recorded, or not finite.
+            FloatingPointError: the denoiser returned NaN or infinite values.
+        """
+        check_draws(draws, evidence)
+        source = as_generator(generator, draws.device)
+        W, exact = draws.double(), max(4, round(EXACT_SHARE * self.sweeps))
+        rhos = self.schedule(float(evidence.eigenvalues.max()), exact)
+        moved, likelihoods, traces = [], [], []
+        for sweep, rho in enumerate(tqdm(rhos, unit="sweep", disable=None if progress else True)):
+            z = observed(W, evidence, rho, source)
+            last, W = W, given_noisy(self.denoise, z, rho, self.steps, source)
+            each = log_likelihood(W, evidence)
+            spread = W.var(0).mean().sqrt().clamp(min=1e-300)
+            moved.append((W - last).square().mean().sqrt() / spread)
+            likelihoods.append(each.mean())
+            if sweep >= len(rhos) - exact:
+                traces.append(torch.stack([each, W.flatten(1).norm(dim=1)]))
+        kept = torch.stack(traces, -1)  # (quantity, draw, sweep)
+        return Refinement(
+            W,
+            torch.tensor(rhos, dtype=torch.float64),
+            torch.stack(moved).cpu(),
+            torch.stack(likelihoods).cpu(),
+            {name: r_hat(one) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
+            self.sweeps * self.steps,
+            torch.zeros(len(W), dtype=torch.bool, device=W.device),
+        )
+
+    def schedule(self, largest: float, exact: int) -> list[float]:
+        """ρ of each sweep: falling geometrically to where all of the likelihood is deconvolved, and staying there."""
+        end = math.sqrt(DECONVOLVED / largest) if largest > 0 else self.rho
+        end = min(end, self.rho)
+        falling = torch.linspace(math.log(self.rho), math.log(end), self.sweeps - exact, dtype=torch.float64).exp()
+        return [*falling.tolist(), *[end] * exact]
+
+
+def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
+    """Draw z given W and the recording; see the module."""
+    along = W if evidence.vectors is None else W @ evidence.vectors
+    share = rho**2 * evidence.eigenvalues.unsqueeze(-2)
+    # Where it is not deconvolved the likelihood is of z: precision 1/ρ² + λ.
+    soft = share > DECONVOLVED * (1 + 1e-9)
+    variance = rho**2 * torch.where(soft, 1 / (1 + share), 1 - share)
+    mean = torch.where(soft, 1 / (1 + share), 1 - share) * along
+    mean = mean + torch.where(soft, 1 / (1 + share), 1.0) * rho**2 * evidence.cross
+    z = mean + variance.sqrt() * torch.randn(W.shape, generator=source, dtype=W.dtype, device=W.device)
+    return z if evidence.vectors is None else z @ evidence.vectors.mT
+
+
+def given_noisy(
+    denoise: Denoiser, z: Tensor, rho: float, steps: int = STEPS, source: torch.Generator | None = None
+) -> Tensor:
+    """Draw from the prior's law of W given z = W + ρ ε.
+
+    Noise s added to W and noise ρ of the observation are one noise t, 1/t² = 1/s² + 1/ρ²: the diffusion begins at
+    t = ρ itself.
+
+    Args:
+        denoise: the prior's denoiser.
+        z: what is observed, shape (..., post, pre).
+        rho: ρ.
+        steps: noise levels.
+        source: generator of the draws.
+
+    Returns:
+        W, of the same shape.
+    """
+
+    def given(x: Tensor, sigma: Tensor) -> Tensor:
+        t2 = 1 / (sigma**-2 + rho**-2)
+        return denoise(t2 * (x / sigma**2 + z / rho**2), t2.sqrt())
+
+    N = z.shape[-1]
+    precision = torch.full((N,), rho**-2, dtype=z.dtype, device=z.device)
+    levels = power_levels(steps, HIGHEST * rho, LOWEST * rho)
+    return sample(
+        given, z.shape, sigmas=levels, evidence=Evidence(precision, None, z / rho**2), generator=source, device=z.device
+    )
+
+
+def r_hat(chains: Float[Tensor, "chain sweep"]) -> float:
+    """Split R̂ of a quantity: √(all variance / variance within half chains).
+
+    References:
+        Rank-normalization, folding, and localization: an improved R̂ (Vehtari, Gelman, Simpson, Carpenter, Bürkner,
+        2021), equations 1 to 4, https://doi.org/10.1214/20-BA1221
+    """
+    half = chains.shape[-1] // 2
+    parts = torch.cat([chains[:, :half], chains[:, -half:]])
+    within = parts.var(-1).mean()
+    between = parts.mean(-1).var()
+    return float(((half - 1) / half + between / within.clamp(min=1e-300)).sqrt())
