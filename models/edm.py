@@ -60,15 +60,12 @@ class Evidence:
     cross: Tensor
 
     @classmethod
-    def of(
-        cls, precision: Float[Tensor, "*batch pre pre"], cross: Float[Tensor, "*batch post pre"], scale: float = 1.0
-    ) -> Evidence:
+    def of(cls, precision: Float[Tensor, "*batch pre pre"], cross: Float[Tensor, "*batch post pre"]) -> Evidence:
         """Decompose Λ once for all noise levels.
 
         Args:
             precision: Λ, symmetric, shape (..., pre, pre).
             cross: B, shape (..., post, pre).
-            scale: s₀ of the J units, where Λ and B are in those of W.
 
         Raises:
             ValueError: shapes that do not fit, numbers that are not finite, or a Λ that is not a precision.
@@ -79,8 +76,7 @@ class Evidence:
                 f"precision (..., pre, pre) and cross (..., post, pre) must have one shape; got "
                 f"{tuple(precision.shape)} and {tuple(cross.shape)}."
             )
-        check_positive(scale, "scale")
-        precision, cross = scale**2 * precision.double(), scale * cross.double()
+        precision, cross = precision.double(), cross.double()
         if not bool(precision.isfinite().all() and cross.isfinite().all()):
             raise ValueError("precision and cross must be finite; leave out transitions that are not.")
         eigenvalues, vectors = torch.linalg.eigh(precision)

@@ -127,7 +127,10 @@ def _trained(method: str, recorded: Recorded, draws: int, seed: int, model: CFGP
     refined = []
     for k, statistics in enumerate(recorded.statistics):
         alone = model.condition(statistics, noise_std=task.noise_std)
-        refined.append(alone.refine(found[:, k], method=_REFINERS[method], generator=seed + k).draws)
+        one = alone.refine(found[:, k], method=_REFINERS[method], generator=seed + k)
+        if bool(one.diverged.any()):
+            raise FloatingPointError(f"{method} diverges for {int(one.diverged.sum())} of {draws} draws.")
+        refined.append(one.draws)
     found = torch.stack(refined, 1)
     return Inferred(found.mean(0), found)
 
