@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from neurosde.cli import main
-from neurosde.evaluation.page import Picture, Section, picture, render_page, write_page
+from neurosde.evaluation.page import Fold, Picture, Section, picture, render_page, write_page
 from neurosde.evaluation.page_table import Table, best
 
 MADE = {"Results": {"history": "2026 neurosde bench", "neurosde_version": "0", "git_commit": "abc", "config": "{}"}}
@@ -103,8 +103,8 @@ def test_a_table_says_what_is_best_in_more_than_weight():
 def test_words_may_stand_among_numbers():
     data = pd.DataFrame({"error": [0.5, "diverged", 0.25]}, pd.Index(["a", "b", "c"], name="method"))
     page = render_page("T", [Section("S", (), (Table("C", data, {"error": "lower"}),))], MADE)
-    assert '<td class="number">diverged</td>' in page
-    assert '<td class="number best"><strong>0.25</strong>' in page
+    assert '<table class="numbers">' in page and "<td>diverged\n" in page
+    assert '<td class="best"><strong>0.25</strong>' in page
 
 
 def test_every_level_of_the_rows_is_a_header():
@@ -122,9 +122,12 @@ def test_bad_tables_and_figures_are_refused():
         (lambda: Table("C", data, {"y": "lower"}), ValueError, r"senses must name columns, \['x'\]; got \['y'\]"),
         (lambda: Table("C", data, {"x": "smaller"}), ValueError, "must be 'lower', 'higher', a number or None"),
         (lambda: Table("C", data, titles={"y": "Y"}), ValueError, "titles must name columns"),
-        (lambda: Table("C", data, low=data, high=data), ValueError, "need low, high, and a text"),
-        (lambda: Table("C", data, low=data, interval="i"), ValueError, "need low, high, and a text"),
+        (lambda: Table("C", data, low=data, high=data), ValueError, "need low and high, or half alone, and a text"),
+        (lambda: Table("C", data, low=data, interval="i"), ValueError, "need low and high, or half alone, and a text"),
         (lambda: Table("C", data, low=data, high=data[:1], interval="i"), ValueError, "must have the rows of the data"),
+        (lambda: Table("C", data, half=data, low=data, high=data, interval="i"), ValueError, "or half alone"),
+        (lambda: Table("C", data, half=data), ValueError, "and a text that says what they are"),
+        (lambda: Fold(""), ValueError, "must have a title, by which it is opened"),
         (lambda: Picture("name", b"", "caption", ""), ValueError, "must have a caption and a text"),
     ):
         with pytest.raises(error, match=match):
