@@ -161,8 +161,8 @@ def _hint(found: Mapping[str, Averages], task: str) -> str:
     if "relative_error" not in found or not found["relative_error"].possible[task]:
         return ""
     mean = found["relative_error"].mean[task]
-    best = int(np.nanargmin(mean.to_numpy()))
-    return f"least relative error {mean.iloc[best]:.2f}, " + str(mean.index[best])
+    best: Any = mean.idxmin()
+    return f"least relative error {mean.min():.2f}, {best}"
 
 
 def _averaged(measure: Measure, found: Averages) -> Table:
@@ -174,7 +174,7 @@ def _averaged(measure: Measure, found: Averages) -> Table:
     shown = data.astype(object)
     for method, name in zip(*np.nonzero(~complete.to_numpy() & data.notna().to_numpy()), strict=True):
         tasks = found.tasks.loc[rows, columns].iat[method, name]
-        shown.iat[method, name] = f"{data.iat[method, name]:#.3g} in {tasks} of {found.possible[columns[name]]}"
+        shown.iat[method, name] = f"{data.iat[method, name]:#.3g} ({tasks}/{found.possible[columns[name]]})"
     spread = half.where(complete)
     return Table(
         f"{_capital(measure.title)}: mean over tasks and networks", shown, {name: measure.sense for name in columns},
@@ -194,7 +194,8 @@ _SUMMARY = (
     "One measure of each group, by ensemble, averaged over all tasks of it; further measures, each task by itself and "
     "how it was made follow. All methods see the same networks, so that differences between them are surer than the "
     "intervals of either.",
-    "A mean over fewer tasks than others have, since the method diverged in the rest, says so, and is not compared.",
+    "A mean over fewer tasks than others have, since the method diverged in the rest, is not compared with theirs; of "
+    "how many tasks it is stands in brackets.",
 )
 _TASKS = (
     "Open an ensemble, then a task: all measures of it, means over its networks, after ± half of their 95 % interval. "

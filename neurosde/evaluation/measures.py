@@ -26,7 +26,8 @@ from neurosde.evaluation.page_table import Sense
 
 GROUPS = {
     "Recovery": (
-        "relative_error", "correlation", "r2", "edge_auc", "sign_accuracy", "eigenvalue_error", "singular_value_error"
+        "relative_error", "correlation", "r2", "edge_auc", "sign_accuracy", "eigenvalue_error", "singular_value_error",
+        "spectral_radius_error",
     ),
     "Posterior": ("energy_score", "crps", "log_score", "coverage_90", "contraction"),
     "Prediction": ("held_out", "lyapunov_error"),

@@ -96,13 +96,15 @@ def best(column: pd.Series, sense: Sense, digits: int = 4) -> np.ndarray:
 def shown_table(table: Table) -> dict[str, Any]:
     """Return a table as the page's template takes it."""
     data = table.data
+    senses = [_sense(table.senses.get(name)) for name in data.columns]
+    common = senses[0] if len(senses) > 1 and len(set(senses)) == 1 else ""  # said once, not over each column
     columns, cells = [], []
     for name in data.columns:
         values = list(data[name])
         columns.append(
             {
                 "title": table.titles.get(name, str(name).replace("_", " ")),
-                "sense": _sense(table.senses.get(name)),
+                "sense": "" if common else _sense(table.senses.get(name)),
                 "number": any(isinstance(value, Real) for value in values),
             }
         )
@@ -114,15 +116,15 @@ def shown_table(table: Table) -> dict[str, Any]:
         for label, row in zip(data.index, zip(*cells, strict=True), strict=True)
     ]
     return {
-        "caption": table.caption, "note": "" if table.plain else _notes(table, cells), "plain": table.plain,
+        "caption": table.caption, "note": "" if table.plain else _notes(table, cells, common), "plain": table.plain,
         "row_names": [str(name or "").replace("_", " ") for name in data.index.names], "columns": columns,
         "rows": rows, "numbers": all(column["number"] for column in columns),
     }  # fmt: skip
 
 
-def _notes(table: Table, cells: list[list[tuple[str, bool, str]]]) -> str:
-    """What a reader must know of signs in the table."""
-    notes = []
+def _notes(table: Table, cells: list[list[tuple[str, bool, str]]], sense: str) -> str:
+    """What a reader must know of values and signs in the table."""
+    notes = [f"{sense[0].upper()}{sense[1:]}."] if sense else []
     if table.interval:
         notes.append(f"{'In brackets' if table.half is None else 'After ±'}: {table.interval}.")
     if any(text == "–" for column in cells for text, *_ in column):
