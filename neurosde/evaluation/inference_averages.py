@@ -37,12 +37,12 @@ class Averages:
     mean: pd.DataFrame
     half: pd.DataFrame
     tasks: pd.DataFrame
-    possible: pd.Series
+    possible: dict[str, int]
 
     @property
     def complete(self) -> pd.DataFrame:
         """Whether a mean is over all tasks that it could be over: others are of fewer, perhaps easier ones."""
-        return (self.tasks == self.possible) & (self.tasks > 0)
+        return (self.tasks == pd.Series(self.possible)) & (self.tasks > 0)
 
 
 def averages(values: xr.DataArray, sets: Mapping[str, Sequence[int]], titles: Sequence[str]) -> Averages:
@@ -55,7 +55,7 @@ def averages(values: xr.DataArray, sets: Mapping[str, Sequence[int]], titles: Se
     """
     mean, variance, freedom = _of_tasks(values)
     columns: dict[str, list[np.ndarray]] = {}
-    possible = {}
+    possible: dict[str, int] = {}
     for name, chosen in sets.items():
         m, v, f = (one[list(chosen)] for one in (mean, variance, freedom))
         there = np.isfinite(m)
@@ -71,7 +71,7 @@ def averages(values: xr.DataArray, sets: Mapping[str, Sequence[int]], titles: Se
         pd.DataFrame({name: parts[k] for name, parts in columns.items()}, pd.Index(titles, name="method"))
         for k in range(3)
     ]
-    return Averages(frames[0], frames[1], frames[2], pd.Series(possible))
+    return Averages(frames[0], frames[1], frames[2], possible)
 
 
 def by_ensemble(results: xr.Dataset) -> dict[str, list[int]]:

@@ -94,6 +94,7 @@ def against_axes(
                 panel.errorbar(
                     at, one.mean.loc[method], yerr=one.half.loc[method].fillna(0), color=f"C{k % 10}",
                     marker=_MARKERS[k % len(_MARKERS)], markersize=4, linewidth=1, label=method, capsize=2,
+                    linestyle="-" if k < 10 else "--",
                 )  # fmt: skip
         panel.set(xlabel=AXES[axis])
         if at.min() > 0 and at.max() / at.min() > 4:

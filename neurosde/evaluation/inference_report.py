@@ -161,20 +161,20 @@ def _hint(found: Mapping[str, Averages], task: str) -> str:
     if "relative_error" not in found or not found["relative_error"].possible[task]:
         return ""
     mean = found["relative_error"].mean[task]
-    best: Any = mean.idxmin()
-    return f"least relative error {mean.min():.2f}, {best}"
+    return f"least relative error {mean.min():.2f}, {mean.index.to_list()[int(mean.argmin())]}"
 
 
 def _averaged(measure: Measure, found: Averages) -> Table:
     """A measure by ensemble; means over fewer tasks than there are say so, and are not compared."""
     rows = found.mean.notna().any(axis=1)
-    columns = [str(name) for name in found.possible.index[found.possible > 0]]
+    columns = [name for name, count in found.possible.items() if count]
     data, half = found.mean.loc[rows, columns], found.half.loc[rows, columns]
     complete = found.complete.loc[rows, columns]
+    values, there = data.to_numpy(), found.tasks.loc[rows, columns].to_numpy()
     shown = data.astype(object)
     for method, name in zip(*np.nonzero(~complete.to_numpy() & data.notna().to_numpy()), strict=True):
-        tasks = found.tasks.loc[rows, columns].iat[method, name]
-        shown.iat[method, name] = f"{data.iat[method, name]:#.3g} ({tasks}/{found.possible[columns[name]]})"
+        of = f"{there[method, name]}/{found.possible[columns[name]]}"
+        shown.iat[method, name] = f"{values[method, name]:#.3g} ({of})"
     spread = half.where(complete)
     return Table(
         f"{_capital(measure.title)}: mean over tasks and networks", shown, {name: measure.sense for name in columns},
