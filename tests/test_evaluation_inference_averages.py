@@ -79,22 +79,23 @@ def test_a_cube_says_what_its_measures_are():
     values[..., -1] = np.nan
     results = cube(values, metrics)
     results["l_c2st"] = (("task", "method"), np.ones((1, 2)), {"long_name": "L-C2ST", "group": "Calibration"})
-    results["kl"] = (("task", "method", "network"), np.ones((1, 2, 3)),
+    results["divergence"] = (("task", "method", "network"), np.ones((1, 2, 3)),
                      {"long_name": "divergence", "units": "nats", "better": "lower", "group": "Posterior"})  # fmt: skip
+    results["git_commit"] = (("task", "method"), np.full((1, 2), "abc"))
     results["of_method"] = ("method", np.ones(2))  # is no measure of a task
     found = measures(results)
-    assert list(found) == ["relative_error", "kl", "seconds", "l_c2st", "new", "newer"]
-    assert found["kl"].title == "divergence, nats" and found["kl"].sense == "lower"
+    assert list(found) == ["relative_error", "divergence", "seconds", "l_c2st", "new", "newer"]
+    assert found["divergence"].title == "divergence, nats" and found["divergence"].sense == "lower"
     assert found["relative_error"].sense == "lower" and found["relative_error"].group == "Recovery"
     assert found["new"].sense is None and found["new"].group == "Further measures" and found["new"].title == "new"
-    assert measured(results, "kl").dims == ("task", "method", "network")
+    assert measured(results, "divergence").dims == ("task", "method", "network")
     said = {"long_name": ["s", "e", "a new one", "b", "c"], "units": ["s", "1", "1/tau", "1", "1"],
             "better": ["lower", "lower", "0.9", "", "higher"], "group": ["Cost", "", "Prediction", "", ""]}  # fmt: skip
     found = measures(results.assign_coords({f"metric_{key}": ("metric", of) for key, of in said.items()}))
     assert (found["new"].title, found["new"].sense, found["new"].group) == ("a new one, 1/tau", 0.9, "Prediction")
     assert found["newer"].sense is None and found["relative_error"].group == "Recovery"
-    results["kl"].attrs["better"] = "smaller"
-    with pytest.raises(ValueError, match="better of 'kl' must be 'lower', 'higher', a number or nothing"):
+    results["divergence"].attrs["better"] = "smaller"
+    with pytest.raises(ValueError, match="better of 'divergence' must be 'lower', 'higher', a number or nothing"):
         measures(results)
 
 

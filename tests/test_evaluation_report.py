@@ -251,7 +251,7 @@ def invented(suite, methods, *, networks=8, draws=32):
     return xr.Dataset(
         {
             "results": (("task", "method", "network", "metric"), values),
-            "kl": (("task", "method", "network"), source.random(values.shape[:3]), about),
+            "divergence": (("task", "method", "network"), source.random(values.shape[:3]), about),
             "l_c2st": (("task", "method"), source.random(values.shape[:2]), {"long_name": "p of L-C2ST"}),
         },
         {"task": [task.name for task in tasks], "method": list(methods), "metric": metrics}
@@ -298,7 +298,7 @@ def test_all_that_is_measured_is_on_the_page_task_by_task(comparison):
     assert {*results["task"].values, *results["ensemble"].values} == set(tasks)
     block = detail[detail.index("Posterior, block-N10") :]
     assert "divergence, nats" in block[: block.index("</table>")]
-    cell = results["kl"].isel(task=4, method=3).mean().item()
+    cell = results["divergence"].isel(task=4, method=3).mean().item()
     assert f"{cell:#.3g}" in block[: block.index("</table>")]
     assert "by_axis" not in "".join(one.name for one in path.parent.iterdir())  # no two tasks differ in one thing
     assert len(found.of("table")) == 8 * 5 + 1 == len(found.of("caption"))  # of each group, and how it was made

@@ -41,7 +41,7 @@ def errors(found: Averages) -> Picture:
         )  # fmt: skip
     axes.axvline(1, color="0.6", linewidth=1)
     axes.set(xlabel="relative error |Ŵ − W|/|W|", yticks=range(len(methods)), yticklabels=methods)
-    _log(axes, "x", found.mean.to_numpy())
+    log_scale(axes, "x", found.mean.to_numpy())
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     whole = found.mean.where(found.complete)
@@ -104,7 +104,7 @@ def against_axes(
     shown = np.concatenate([one.mean.where(one.complete).to_numpy().ravel() for one in found.values()])
     for k in range(rows):
         panels[k * columns].set_ylabel(measure.title)
-    _log(panels[0], "y", shown)
+    log_scale(panels[0], "y", shown)
     handles = {label: handle for panel in panels[: len(axes)]
                for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
@@ -187,7 +187,7 @@ def _numbers(found: Mapping[str, Averages], measure: Measure) -> Table:
     )  # fmt: skip
 
 
-def _log(axes: Any, which: str, values: np.ndarray) -> None:
+def log_scale(axes: Any, which: str, values: np.ndarray) -> None:
     """A logarithmic scale with plain numbers where all values are positive and far apart."""
     finite = values[np.isfinite(values)]
     if not len(finite) or finite.min() <= 0 or finite.max() / finite.min() < 3:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from neurosde.evaluation.inference_benchmark import METRICS, RANKS
@@ -30,9 +31,13 @@ GROUPS = {
         "spectral_radius_error",
     ),
     "Posterior": ("energy_score", "crps", "log_score", "coverage_90", "contraction"),
-    "Prediction": ("held_out", "lyapunov_error"),
+    "Exact posterior": (
+        "kl", "kl_floor", "to_exact", "sd_ratio", "least_variance", "largest_variance", "c2st_mlp", "c2st_forest",
+        "c2st_ratio"
+    ),
+    "Prediction": ("held_out", "misfit", "lyapunov_error", "fixed_point_distance"),
     "Cost": ("seconds", "memory"),
-    "Calibration": ("credibility", *RANKS),
+    "Calibration": ("credibility", *RANKS, "local_c2st", "local_c2st_p"),
 }  # fmt: skip
 OTHERS = "Further measures"  # the group of what belongs to no other
 
@@ -69,7 +74,8 @@ def measures(results: xr.Dataset) -> dict[str, Measure]:
         }
         found[name] = _measure(name, about)
     for key, variable in results.data_vars.items():
-        if key != "results" and {"task", "method"} <= set(variable.dims) <= {"task", "method", "network"}:
+        of_task = {"task", "method"} <= set(variable.dims) <= {"task", "method", "network"}
+        if of_task and np.issubdtype(variable.dtype, np.number):  # not what cells were made by
             found[str(key)] = _measure(str(key), variable.attrs)
     there = {name: one for name, one in found.items() if bool(measured(results, name).notnull().any())}
     order = [*GROUPS, OTHERS]
