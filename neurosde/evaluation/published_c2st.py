@@ -2,11 +2,11 @@
 
 `neurosde.evaluation.c2st` is the test of all other tables: its perceptron is of one size, decays its weights and stops
 in time, which is quicker, and finds less with many draws. Here all is as it was published: two hidden layers of ten
-units for each dimension, rectified linear, Adam at scikit-learn's defaults until the training loss falls no more, 10 000
-epochs at most; five folds of shuffled rows, seed 1; accuracies averaged over folds. Standardising, which is an option
+units for each dimension, rectified linear, Adam at scikit-learn's defaults until the training loss falls no more,
+10 000 epochs at most; five folds of shuffled rows, seed 1; accuracies averaged over folds. Standardising, an option
 there, takes mean and standard deviation of the first sample alone. Accuracies of the two tests are not to be compared
-with each other. Of 20 000 rows it takes a second in two dimensions and two minutes in ten, where the training loss falls
-for long after the classifier has learnt all there is, on one core of a server.
+with each other. Of 20 000 rows it takes a second in two dimensions and two minutes in ten, on one core of a server:
+there the training loss falls for long after the classifier has learnt all there is.
 
 References:
     Benchmarking simulation-based inference (Lueckmann, Boelts, Greenberg, Gonçalves, Macke, 2021),
