@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurosde.activation import Activation
+from neurosde.lyapunov import mean_growth
 from neurosde.rate_sde import Drive, RateSDE
 from neurosde.validation import check_positive, check_square
 
@@ -50,9 +51,9 @@ def lyapunov_time(
 ) -> Float[Tensor, "*batch"]:
     """Estimate the Lyapunov time 1/λ of a network along recorded paths.
 
-    The tangents of each trial are followed from its beginning to its end, rescaled at every step, and
+    A tangent p of each trial is followed from its beginning to its end (`neurosde.lyapunov.mean_growth`), and
 
-        λ = mean over trials of (log|P_T| − log|P_M|)/((T − M) dt),    M = T/4.
+        λ = mean over trials of (log|p_T| − log|p_M|)/((T − M) dt),    M = T/4.
 
     Weights that are smaller than the network's, as a posterior mean's are, have too long a time; take some draws.
 
@@ -72,17 +73,11 @@ def lyapunov_time(
     """
     W, h, along = _tangents(weights, voltage, dt, tau, phi, drive)
     steps = h.shape[1] - 1
-    burn_in = int(BURN_IN * steps)
-    P = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device).expand(*W.shape[:-2], len(h), *W.shape[-2:])
-    grown, before = W.new_zeros(P.shape[:-2]), W.new_zeros(())
-    for t in range(steps):
-        if t == burn_in:
-            before = grown + torch.linalg.matrix_norm(P, 2).log()
-        P = along(P, h[:, t])
-        size = torch.linalg.matrix_norm(P).clamp(min=1e-300)
-        P, grown = P / size[..., None, None], grown + size.log()
-    after = grown + torch.linalg.matrix_norm(P, 2).log()
-    exponent = ((after - before) / ((steps - burn_in) * dt)).mean(-1)
+    # In general position: a vector of the standard basis may be one that weak or missing connections leave alone.
+    first = torch.randn(W.shape[-1], 1, dtype=W.dtype, generator=torch.Generator().manual_seed(0)).to(W.device)
+    P = first.expand(*W.shape[:-2], len(h), *first.shape)
+    growth = mean_growth(lambda t, P: along(P, h[:, t]), P, steps, int(BURN_IN * steps))
+    exponent = growth[..., 0].mean(-1) / dt
     return torch.where(exponent > 0, 1 / exponent.clamp(min=1e-300), math.inf)
 
 

@@ -5,9 +5,11 @@ Nothing in it is executed when it is read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -90,6 +92,33 @@ def load_model(
         return network.to(device), settings
     except (RuntimeError, AssertionError) as error:  # of torch without CUDA
         raise ValueError(f"device must be one of this machine, such as cpu; got {device} ({error}).") from error
+
+
+def model_digest(path: str | Path, kind: Kind) -> str:
+    """SHA-256 digest of a model's file, in hexadecimal digits.
+
+    Args:
+        path: file, folder of a training, or name of one that comes with neurosde.
+        kind: what it must be.
+
+    Raises:
+        FileNotFoundError: no such file, and none of that name comes with neurosde.
+    """
+    file = find_model(path, kind)
+    status = file.stat()
+    return _digest(file, status.st_mtime_ns, status.st_size)
+
+
+def model_label(path: str | Path, kind: Kind) -> str:
+    """Return a path or name with the first digits of the file's digest, for the attributes of results."""
+    return f"{path} (sha256 {model_digest(path, kind)[:16]})"
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, modified: int, size: int) -> str:
+    """Digest of a file as it was at that time."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def load_network(path: str | Path) -> PairNetwork:

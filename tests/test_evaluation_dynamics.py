@@ -9,9 +9,10 @@ import scipy.stats
 import torch
 
 from neurosde import RateSDE, simulate_rate_network
-from neurosde.evaluation.dynamics import _starts, fixed_points, lyapunov_exponents
+from neurosde.evaluation.dynamics import FixedPoints, _starts, fixed_point_distance, fixed_points
 from neurosde.evaluation.predictive import held_out_log_likelihood
 from neurosde.likelihood import transition_statistics
+from neurosde.lyapunov import lyapunov_exponents
 
 
 def weights(N, gain, seed=0):
@@ -169,3 +170,22 @@ def test_starts_are_as_wide_as_what_the_weights_make_of_rates():
     }  # fmt: skip
     torch.testing.assert_close(wide["scaled", 4.0], wide["scaled", 1.0])
     torch.testing.assert_close(wide["unscaled", 4.0], 4 * wide["unscaled", 1.0])
+
+
+def test_distance_of_fixed_points_by_hand():
+    """The network tanh(2h) − h of one neuron and its copies: 0 and ±a with a = 2 tanh a; a weaker one has 0 alone."""
+    a = scipy.optimize.brentq(lambda h: h - 2 * math.tanh(h), 0.5, 3)
+    strong, weak = (fixed_points(RateSDE(np.array([[w]])), 32) for w in (2.0, 0.5))
+    assert len(strong.voltage) == 3 and len(weak.voltage) == 1
+    assert fixed_point_distance(strong, strong) == 0
+    for found, true in ((strong, weak), (weak, strong)):
+        assert fixed_point_distance(found, true) == pytest.approx(2 * math.tanh(a) / 3, rel=1e-6)
+    nothing = FixedPoints(*(torch.zeros(0, 1) for _ in range(4)), failed=3)
+    assert math.isnan(fixed_point_distance(nothing, strong))
+    # Signs of three neurons of four are the other way round: √(4 · 3/4) apart where rates are 1.
+    voltage = 20 * torch.ones(1, 4, dtype=torch.float64)
+    one, other = (
+        FixedPoints(voltage * torch.tensor([1, s, s, s]), *(torch.zeros(1) for _ in range(3)), failed=0)
+        for s in (1, -1)
+    )
+    assert fixed_point_distance(one, other) == pytest.approx(math.sqrt(3))

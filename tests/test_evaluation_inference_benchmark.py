@@ -1,5 +1,6 @@
 """`neurosde benchmark inference`: cells, the cube that gathers them, and its report."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -11,19 +12,18 @@ import xarray as xr
 
 from neurosde.cli import main
 from neurosde.datasets.execution import Execution
-from neurosde.evaluation.inference_benchmark import (
-    METRICS,
-    Cell,
-    InferenceBenchmark,
-    inference_benchmark,
-    measured,
-)
+from neurosde.evaluation.inference_benchmark import inference_benchmark
+from neurosde.evaluation.inference_cells import Cell
+from neurosde.evaluation.inference_config import InferenceBenchmark
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
-from neurosde.evaluation.inference_report import calibration_table, means, write_inference_report
+from neurosde.evaluation.inference_metrics import METRICS, measured
+from neurosde.evaluation.inference_report import calibration_table, markdown_tables, means, write_inference_report
 from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
 
 SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
 SMALL = InferenceBenchmark(tasks=(SPARSE,), methods=("ridge", "gaussian"), networks=3, draws=16)
+BLOCK, DALE = SPARSE.replace("sparse", "block"), SPARSE.replace("sparse", "dale")  # whose exact posterior is not known
+BLOCKS = replace(SMALL, tasks=(BLOCK,))
 COST = ["seconds", "memory"]
 
 
@@ -66,21 +66,57 @@ def test_told_the_gain_the_gaussian_posterior_is_the_exact_one():
 
 
 def test_finished_cells_are_kept_and_missing_ones_made(tmp_path):
-    first = inference_benchmark(SMALL, tmp_path)
+    first = inference_benchmark(BLOCKS, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert len(files) == 2
-    wider = inference_benchmark(replace(SMALL, methods=("ridge", "prior", "gaussian")), tmp_path)
+    wider = inference_benchmark(replace(BLOCKS, methods=("ridge", "prior", "gaussian")), tmp_path)
     assert all(path.stat().st_mtime_ns == then for path, then in files.items())
-    xr.testing.assert_equal(wider["results"].sel({"method": ["ridge", "gaussian"]}), first["results"])
-    (tmp_path / "cells" / f"{SPARSE}--gaussian.json").unlink()  # as if it had been killed before
-    again = inference_benchmark(SMALL, tmp_path)
+    both = {"method": ["ridge", "gaussian"]}
+    xr.testing.assert_equal(wider["results"].sel(both), first["results"])
+    (tmp_path / "cells" / f"{BLOCK}--gaussian.json").unlink()  # as if it had been killed before
+    again = inference_benchmark(BLOCKS, tmp_path)
     cost = again["metric"].isin(COST)
-    xr.testing.assert_equal(again["results"].where(~cost), first["results"].where(~cost))
+    xr.testing.assert_equal(again["results"].sel(both).where(~cost), first["results"].where(~cost))
+    # A command that names less takes nothing away, and one of another task leaves what neither has asked for empty.
+    assert again["method"].values.tolist() == ["ridge", "gaussian", "prior"]
+    other = inference_benchmark(replace(BLOCKS, tasks=(DALE,), methods=("ridge",)), tmp_path)
+    assert [name[:5] for name in other["task"].values] == ["dale-", "block"]
+    assert json.loads(other.attrs["config"])["methods"] == again["method"].values.tolist()
+    xr.testing.assert_equal(other["results"].sel({"task": [BLOCK]}), again["results"])
+    assert bool(other["results"][0].sel({"method": ["gaussian", "prior"]}).isnull().all())
+    assert f"Posterior, {BLOCK}" in write_inference_report(other, tmp_path).read_text()
+    assert markdown_tables(other).count("| ridge (cross-validation) | 0.") == 2
     with pytest.raises(ValueError, match=r"of another benchmark \(draws = 16 there, 17 now\)"):
-        inference_benchmark(replace(SMALL, draws=17), tmp_path)
-    (tmp_path / "cells" / f"{SPARSE}--ridge.json").write_text("{cut")
+        inference_benchmark(replace(BLOCKS, draws=17), tmp_path)
+    with pytest.raises(ValueError, match=r"json is of another benchmark \(draws = 16 there, 17 now\)"):
+        inference_benchmark(replace(BLOCKS, methods=("least-squares",), draws=17), tmp_path)  # beside those of others
+    (tmp_path / "cells" / f"{BLOCK}--ridge.json").write_text("{cut")
     with pytest.raises(ValueError, match="ridge.json is not a cell of this benchmark; delete it"):
-        inference_benchmark(SMALL, tmp_path)
+        inference_benchmark(BLOCKS, tmp_path)
+
+
+def test_a_cell_is_taken_again_if_what_its_numbers_depend_on_is_the_same(tmp_path, monkeypatch):
+    weights = tmp_path / "posterior.safetensors"
+    weights.write_bytes(b"first")
+    asked = replace(SMALL, checkpoint=str(weights))
+    trained, ridge = (Cell(asked.chosen[0], name, tmp_path / "cells", asked) for name in ("cfg", "ridge"))
+    of = trained.contents
+    assert of["checkpoint_sha256"] == hashlib.sha256(b"first").hexdigest() and "checkpoint_sha256" not in ridge.contents
+    trained.folder.mkdir()
+    made_by = {"neurosde_version": "0.0", "git_commit": "of long ago"}
+    stored = {"of": of, "made_by": made_by, "metrics": dict.fromkeys(METRICS, [0.5] * 3), "local": None}
+    trained.path.write_text(json.dumps(stored))
+    assert trained.found() == json.loads(json.dumps(stored))  # whatever the commit
+    cube = inference_benchmark(replace(asked, methods=("cfg",)), tmp_path)
+    assert cube["git_commit"].item() == "of long ago" and cube["neurosde_version"].item() == "0.0"
+    assert cube.attrs["checkpoint_sha256"] == of["checkpoint_sha256"]
+    weights.write_bytes(b"second")
+    with pytest.raises(ValueError, match="checkpoint_sha256 = a7937b64b8ca.* there, 16367aacb67a.* now"):
+        trained.found()
+    weights.write_bytes(b"first")
+    trained.path.write_text(json.dumps(stored | {"of": of | {"metrics": ["kl", "taste"]}}))
+    with pytest.raises(ValueError, match=r"another benchmark \(metrics .*r2, .*taste"):
+        trained.found()
 
 
 @pytest.mark.slow
@@ -96,7 +132,7 @@ def test_a_guidance_that_diverges_leaves_nothing_but_its_cost(tmp_path, monkeypa
     def diverges(*_, **__):
         raise FloatingPointError("the guidance diverged")
 
-    monkeypatch.setattr("neurosde.evaluation.inference_benchmark.infer_by", diverges)
+    monkeypatch.setattr("neurosde.evaluation.inference_cells.infer_by", diverges)
     results = inference_benchmark(replace(SMALL, methods=("cfg-pigdm",)), tmp_path)
     page = write_inference_report(results, tmp_path).read_text()
     assert f"Cost, {SPARSE}" in page and "Least error" not in page
@@ -115,7 +151,10 @@ def test_the_table_of_calibration_is_of_ranks_among_draws():
     values[0, 0][:, columns] = source.integers(draws + 1, size=(count, len(columns))) / draws
     values[0, 1][:, columns] = 1.0
     results = xr.Dataset(
-        {"results": (("task", "method", "network", "metric"), values)},
+        {
+            "results": (("task", "method", "network", "metric"), values),
+            "local_c2st_overall_p": ("method", [0.4, math.nan]),
+        },
         {"task": ["one"], "method": ["cfg", "prior"], "metric": metrics},
         {"config": json.dumps({"draws": draws})},
     )
@@ -123,6 +162,9 @@ def test_the_table_of_calibration_is_of_ranks_among_draws():
     right, wrong = table.loc[METHODS["cfg"]], table.loc[METHODS["prior"]]
     assert right["p"] > 0.01 and right["tarp"] < 0.06 and right["networks"] == count
     assert wrong["p"] < 1e-10 and wrong["tarp"] > 0.4
+    # Of 400 uniform credibilities the mean error is below about 0.6/√400 with a probability of 95 %.
+    assert right["tarp_exact"] == wrong["tarp_exact"] == pytest.approx(0.6 / math.sqrt(count), abs=0.01)
+    assert right["local"] == 0.4
     mean, half = means(results, ("credibility",))
     error = values[0, 0, :, metrics.index("credibility")].std(ddof=1) / math.sqrt(count)
     assert half["credibility"].iloc[0] == pytest.approx(1.966 * error, rel=1e-3)  # Student's, 399 degrees of freedom
@@ -134,7 +176,7 @@ def test_the_command(tmp_path, capsys):
     command = ["benchmark", "inference", "--tasks", SPARSE, "--networks", "2", "--draws", "8", "--out", str(tmp_path)]
     assert main([*command, "--methods", "ridge", "curbd", "cfg", "cfg-gibbs", "covariance", "precision"]) == 0
     said = capsys.readouterr().out
-    assert "trained posterior, refined (split Gibbs)" in said and "| p | TARP |" in said
+    assert "trained posterior, refined (split Gibbs)" in said and "| p | TARP (95 % of exact ones) |" in said
     with xr.open_dataset(tmp_path / "results.nc") as results:
         assert results["results"].dims == ("task", "method", "network", "metric")
         assert results["results"].sizes == {"task": 1, "method": 6, "network": 2, "metric": len(METRICS)}

@@ -9,7 +9,8 @@ import scipy.stats
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, projections, ranks, uniformity
+from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, projections, ranks
+from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 

@@ -102,7 +102,7 @@ def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monk
     for name in ("score", "norm", "rank", "credibility"):
         np.testing.assert_allclose(fresh[name], whole[name], rtol=1e-6)
     assert main([*command, "--seed", "1"]) == 2
-    assert "rows of another run (seed = 0 there, 1 now)" in capsys.readouterr().err
+    assert "is of another benchmark (seed = 0 there, 1 now)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from neurosde.cli import main
-from neurosde.evaluation.inference_benchmark import METRICS
 from neurosde.evaluation.inference_methods import METHODS
+from neurosde.evaluation.inference_metrics import METRICS
 from neurosde.evaluation.inference_report import write_inference_report
 from neurosde.evaluation.inference_tasks import suite_tasks
 from neurosde.evaluation.page import Fold, Picture, Section, picture, render_page, write_page
@@ -252,6 +252,7 @@ def invented(suite, methods, *, networks=8, draws=32):
         {
             "results": (("task", "method", "network", "metric"), values),
             "divergence": (("task", "method", "network"), source.random(values.shape[:3]), about),
+            "local_c2st_overall_p": ("method", source.random(len(methods))),
             "l_c2st": (("task", "method"), source.random(values.shape[:2]), {"long_name": "p of L-C2ST"}),
         },
         {"task": [task.name for task in tasks], "method": list(methods), "metric": metrics}
@@ -270,12 +271,12 @@ def test_a_comparison_begins_with_a_table_for_each_group(comparison):
     path, results = comparison
     page = path.read_text("utf-8")
     titles = [text for _, text in Elements(page).of("h2")]
-    assert titles == ["Summary", "Recovery", "Posterior", "Prediction", "Cost", "Further measures", "Calibration",
+    assert titles == ["Summary", "Recovery", "Posterior", "Exact posterior", "Prediction", "Cost", "Further measures", "Calibration",
                       "Task by task", "How it was made"]  # fmt: skip
     summary = page[page.index('id="section-1"') : page.index('id="section-2"')]
     captions = [text for attributes, text in Elements(summary).of("span") if "id" in attributes]
     assert [caption.split(":")[0] for caption in captions] == [
-        "Relative error", "Energy score, relative", "Log-likelihood of a held-out trial, nats per transition",
+        "Relative error", "Energy score, relative", "KL from the exact posterior, nats a weight", "Log-likelihood of a held-out trial, nats per transition",
         "Seconds a network", "P of L-C2ST",
     ]  # fmt: skip
     first = summary[: summary.index("</table>")]
@@ -301,7 +302,7 @@ def test_all_that_is_measured_is_on_the_page_task_by_task(comparison):
     cell = results["divergence"].isel(task=4, method=3).mean().item()
     assert f"{cell:#.3g}" in block[: block.index("</table>")]
     assert "by_axis" not in "".join(one.name for one in path.parent.iterdir())  # no two tasks differ in one thing
-    assert len(found.of("table")) == 8 * 5 + 1 == len(found.of("caption"))  # of each group, and how it was made
+    assert len(found.of("table")) == 8 * 6 + 1 == len(found.of("caption"))  # of each group, and how it was made
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import kstest
 
 from neurosde.datasets.ensembles import Block, Gaussian, LowRank, Sparse, make_ensemble
-from neurosde.evaluation.calibration import holm, ranks, uniformity
+from neurosde.evaluation.calibration import holm, ranks
+from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.models import Evidence, ScaleMixtureDenoiser, SpikedDenoiser
 from neurosde.models import exact_posterior as module
 from neurosde.models.analytic import gain_quadrature

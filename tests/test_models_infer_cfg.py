@@ -14,7 +14,8 @@ from neurosde.cli import main
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.datasets.generation import generate_activity_trials
 from neurosde.datasets.recordings import Recording
-from neurosde.evaluation.calibration import holm, projections, uniformity
+from neurosde.evaluation.calibration import holm, projections
+from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.evaluation.recovery import recovery
 from neurosde.likelihood import transition_statistics
 from neurosde.models import CFGPosterior, GaussianPosterior, InferenceConfig, infer, open_posterior, pretrained_names
@@ -74,7 +75,7 @@ def test_ranks_of_the_truth_are_uniform(base, family):
     draws = base.condition(statistics, noise_std=SIGMA, family=family).sample((15,), generator=0).numpy()
     directions = np.random.default_rng(0).standard_normal((4, 6, 6))
     ranks = (projections(draws, directions) < projections(W.numpy(), directions)[:, None]).sum(1)
-    assert holm(uniformity(ranks, 15, bins=8)).min() > 1e-3
+    assert holm(uniformity(ranks, 15)).min() > 1e-3
 
 
 def test_relabelling_the_neurons_relabels_the_posterior(base):

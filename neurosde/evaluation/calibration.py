@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import chi2
 
 LEVELS = np.round(np.arange(0.05, 1.0, 0.05), 2)
+_NULL_SETS = 2000
 
 
 def coverage(draws: np.ndarray, truth: np.ndarray, levels: np.ndarray = LEVELS) -> np.ndarray:
@@ -103,27 +104,6 @@ def ranks(draws: np.ndarray, truth: np.ndarray, directions: np.ndarray, seed: in
     return (of_draws < of_truth).sum(1) + np.random.default_rng(seed).integers(ties + 1)
 
 
-def uniformity(ranks: np.ndarray, draws: int, bins: int = 10) -> np.ndarray:
-    """P-values of the hypothesis that ranks of the truth among draws are uniform: simulation-based calibration.
-
-    Args:
-        ranks: number of draws below the truth, 0 … `draws`, shape (feature, network).
-        draws: number of draws.
-        bins: of the χ² test.
-
-    Returns:
-        One p-value for each feature, shape (feature,).
-
-    References:
-        Validating Bayesian inference algorithms with simulation-based calibration (Talts, Betancourt, Simpson, Vehtari,
-        Gelman, 2018), https://arxiv.org/abs/1804.06788
-    """
-    edges = np.linspace(0, draws + 1, min(bins, draws + 1) + 1).round()
-    expected = np.diff(edges) / (draws + 1) * ranks.shape[-1]
-    counts = np.stack([np.histogram(row, edges - 0.5)[0] for row in ranks])
-    return np.asarray(chi2.sf(((counts - expected) ** 2 / expected).sum(-1), len(expected) - 1))
-
-
 def holm(p: np.ndarray) -> np.ndarray:
     """P-values adjusted for their number by Holm's method, in the same order.
 
@@ -162,3 +142,15 @@ def coverage_error(credibility: np.ndarray) -> float:
     ordered = np.sort(credibility)
     levels = np.linspace(0, 1, 1001)
     return float(np.abs(np.searchsorted(ordered, levels, side="right") / len(ordered) - levels).mean())
+
+
+def coverage_error_of_exact(count: int, draws: int, level: float = 0.95) -> float:
+    """Return what the share `level` of exact posteriors' coverage errors stays below, by simulation.
+
+    Args:
+        count: number of networks.
+        draws: number of draws of each, among which credibilities are uniform.
+        level: of the quantile.
+    """
+    null = np.random.default_rng(0).integers(draws + 1, size=(_NULL_SETS, count)) / draws
+    return float(np.quantile([coverage_error(one) for one in null], level))

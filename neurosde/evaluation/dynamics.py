@@ -1,120 +1,29 @@
-"""What a network with these weights does without noise: its largest Lyapunov exponents and its fixed points.
-
-Lyapunov exponents are mean rates at which small distances grow, along the network's own path: a basis of k tangent
-vectors is carried by the linearised dynamics, M(h) = ∂(step)/∂h, and made orthonormal again from time to time,
-QR = M…MQ; the means of log|R_ii| are the k largest exponents. Above 0 the network is chaotic.
-
-- level "map": of the Euler step that the simulator makes, M = a I + b W φ'(h).
-- level "ode": of the differential equation, path and tangent vectors integrated together by the classical Runge–Kutta
-  method.
+"""Fixed points of a network without noise, and how far those of an estimate are from the true ones.
 
 Fixed points are zeros of F(h) = −h + W φ(h) + I, found by Newton's method from many starts.
 
 References:
-    Lyapunov characteristic exponents for smooth dynamical systems and for Hamiltonian systems; a method for computing
-    all of them (Benettin, Galgani, Giorgilli, Strelcyn, 1980), https://doi.org/10.1007/BF02128236
-    Lyapunov spectra of chaotic recurrent neural networks (Engelken, Wolf, Abbott, 2023),
-    https://doi.org/10.1103/PhysRevResearch.5.043044
     Opening the black box: low-dimensional dynamics in high-dimensional recurrent neural networks (Sussillo, Barak,
     2013), https://doi.org/10.1162/NECO_a_00409
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from neurosde.brownian import as_generator
+from neurosde.lyapunov import linearised, noise_free
 from neurosde.rate_sde import RateSDE
-from neurosde.validation import check_count, check_positive, check_time_step
+from neurosde.validation import check_count, check_positive
 
-Level = Literal["ode", "map"]
-BETWEEN = 10  # steps between orthonormalisations
 NEWTON_STEPS = 100
 HALVINGS = 12  # of a Newton step that does not come nearer
 RELAXATION = 20.0  # time constants: longest run of the network before Newton's method
-
-
-def lyapunov_exponents(
-    sde: RateSDE,
-    *,
-    dt: float = 0.1,
-    time: float = 500.0,
-    transient: float = 50.0,
-    count: int = 1,
-    level: Level = "ode",
-    generator: int | torch.Generator | None = 0,
-) -> Tensor:
-    """Largest Lyapunov exponents of noise-free networks, from a standard normal initial voltage.
-
-    The error of an exponent of a chaotic network falls like the root of the time; see it by comparing seeds.
-
-    Args:
-        sde: the networks, weights (..., neuron, neuron), without a time-varying input; its noise is left out.
-        dt: step, in the unit of tau.
-        time: over which growth is measured, in the unit of tau.
-        transient: time before that.
-        count: how many exponents, the largest first.
-        level: "ode" or "map", see above.
-        generator: seed or generator of the initial voltages.
-
-    Returns:
-        Exponents in units of 1/time, shape (..., exponent), float64; NaN where the activity diverges.
-
-    Raises:
-        ValueError: an input that varies in time, more exponents than neurons, or other values out of range.
-    """
-    if level not in get_args(Level):
-        raise ValueError(f"level must be one of {get_args(Level)}; got {level!r}.")
-    sde = _constant(sde)
-    dt = check_time_step(dt)
-    N, leading = sde.num_neurons, sde.weights.shape[:-2]
-    if check_count(count, "count") > N:
-        raise ValueError(f"count must be at most the number of neurons, {N}; got {count}.")
-    rounds = max(1, round(check_positive(time, "time") / dt / BETWEEN))
-    before = round(check_positive(transient, "transient", zero_ok=True) / dt / BETWEEN)
-    source = as_generator(generator)
-    h = torch.randn(*leading, N, generator=source, dtype=torch.float64)
-    Q = torch.linalg.qr(torch.randn(*leading, N, count, generator=source, dtype=torch.float64)).Q
-    step = _euler_step if level == "map" else _runge_kutta_step
-    total = torch.zeros(*leading, count, dtype=torch.float64)
-    with torch.no_grad():
-        for k in range(-before, rounds):
-            for _ in range(BETWEEN):
-                h, Q = step(sde, h, Q, dt)
-            Q, R = torch.linalg.qr(Q)
-            if k >= 0:
-                total += R.diagonal(dim1=-2, dim2=-1).abs().log()
-    finite = torch.isfinite(h).all(-1, keepdim=True)
-    return torch.where(finite, total / (rounds * BETWEEN * dt), torch.nan)
-
-
-def _euler_step(sde: RateSDE, h: Tensor, Q: Tensor, dt: float) -> tuple[Tensor, Tensor]:
-    slope, tangent = _field(sde, h, Q)
-    return h + dt * slope, Q + dt * tangent
-
-
-def _runge_kutta_step(sde: RateSDE, h: Tensor, Q: Tensor, dt: float) -> tuple[Tensor, Tensor]:
-    first = _field(sde, h, Q)
-    second = _field(sde, h + dt / 2 * first[0], Q + dt / 2 * first[1])
-    third = _field(sde, h + dt / 2 * second[0], Q + dt / 2 * second[1])
-    fourth = _field(sde, h + dt * third[0], Q + dt * third[1])
-    parts = zip(first, second, third, fourth, strict=True)
-    slope, tangent = ((one + 2 * two + 2 * three + four) / 6 for one, two, three, four in parts)
-    return h + dt * slope, Q + dt * tangent
-
-
-def _field(sde: RateSDE, h: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Drift at h, and what the linearised drift makes of tangent vectors Q (..., neuron, vector)."""
-    slope = sde.phi.slope(sde.phi(h), h)
-    recurrent = sde.weights @ (slope.unsqueeze(-1) * Q)
-    rate = 1 / sde.tau.expand_as(h).unsqueeze(-1)
-    tangent = rate * (recurrent - Q) if sde.drive == "scaled" else recurrent - rate * Q
-    return sde.f(0.0, h), tangent
 
 
 @dataclass(frozen=True)
@@ -165,7 +74,7 @@ def fixed_points(
     Raises:
         ValueError: several networks, an input that varies in time, or starts of a wrong shape.
     """
-    sde = _constant(sde)
+    sde = noise_free(sde)
     N = sde.num_neurons
     if sde.weights.ndim != 2:
         raise ValueError(f"fixed points are found of one network at a time; got weights {tuple(sde.weights.shape)}.")
@@ -178,7 +87,7 @@ def fixed_points(
 
     def jacobian(h: Tensor) -> Tensor:
         eye = torch.eye(N, dtype=torch.float64).expand(*h.shape, N)
-        return _field(sde, h, eye)[1]
+        return linearised(sde, h, eye)[1]
 
     with torch.no_grad():
         if isinstance(starts, Tensor):
@@ -203,6 +112,32 @@ def fixed_points(
     return FixedPoints(
         points[order], growth[order], (eigenvalues > 0).sum(-1)[order], counts[order], int((~ended).sum())
     )
+
+
+def fixed_point_distance(found: FixedPoints, true: FixedPoints) -> float:
+    """How far two sets of fixed points are apart: the modified Hausdorff distance of their firing rates.
+
+    Of each point the distance to the nearest one of the other set is taken, as a root mean square over neurons of
+    differences of tanh h; the distance is the mean over the points of one set or of the other, whichever is larger, so
+    that missing points count as supernumerary ones do. It is 0 if the sets are one, and at most 2. Without an input the
+    origin is in both.
+
+    Args:
+        found: fixed points of an estimate.
+        true: those of the true network, of as many neurons.
+
+    Returns:
+        The distance; NaN if one of them has no point.
+
+    References:
+        A modified Hausdorff distance for object matching (Dubuisson, Jain, 1994),
+        https://doi.org/10.1109/ICPR.1994.576361
+    """
+    first, second = found.voltage.tanh(), true.voltage.tanh()
+    if not len(first) or not len(second):
+        return math.nan
+    apart = torch.cdist(first, second) / first.shape[-1] ** 0.5
+    return max(float(apart.min(1).values.mean()), float(apart.min(0).values.mean()))
 
 
 def _stepped(zero_of: Callable[[Tensor], Tensor], h: Tensor, value: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,12 +184,3 @@ def _distinct(points: Tensor, distance: float) -> tuple[Tensor, Tensor]:
             kept.append(point)
             counts.append(1)
     return torch.stack(kept) if kept else points, torch.tensor(counts, dtype=torch.int64)
-
-
-def _constant(sde: RateSDE) -> RateSDE:
-    """Return the network in float64, of which the input must be constant."""
-    if sde.input_dt is not None:
-        raise ValueError("the input must be constant in time: with one that varies there are no fixed points.")
-    current = None if sde.input is None else sde.input.detach().double().cpu()
-    W, tau = sde.weights.detach().double().cpu(), sde.tau.detach().double().cpu()
-    return RateSDE(W, tau, current, phi=sde.phi, drive=sde.drive)

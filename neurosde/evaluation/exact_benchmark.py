@@ -12,6 +12,8 @@ the one gain). Methods of sbi are trained on `simulations` recordings of the ens
   method has a density.
 
 The first row of each cell is a second run of the exact posterior: what the number of draws alone allows.
+
+Results are written after every row, and a command that is given again goes on after the rows that are there.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from neurosde.datasets.ensembles import Ensemble
 from neurosde.evaluation.c2st import c2st
+from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import (
     ensemble_of,
     known_ensembles,
@@ -47,10 +50,11 @@ from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import empirical_bayes, ridge
 from neurosde.models.exact_posterior import BURN_IN, CHAINS, THIN, ExactPosterior, exact_posterior, gain_nodes
 from neurosde.models.gaussian_posterior import GaussianPosterior
+from neurosde.models.model_files import model_label
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import global_attributes, whole_file
+from neurosde.provenance import global_attributes
 from neurosde.validation import check_count, check_positive, check_time_step, optional_package
 
 METHODS = {
@@ -136,15 +140,24 @@ class _Found:
     log_score: Tensor | None = None
 
 
-def exact_benchmark(posterior: CFGPosterior, config: ExactBenchmark, checkpoint: str = "") -> xr.Dataset:
-    """Run the benchmark.
+def exact_benchmark(
+    posterior: CFGPosterior, config: ExactBenchmark, checkpoint: str = "", out: Path | None = None
+) -> xr.Dataset:
+    """Run the benchmark, or what is left of it.
+
+    Args:
+        posterior: a trained posterior.
+        config: what to run.
+        checkpoint: what the posterior is called.
+        out: file that is written after every row, and whose rows, if it is there, are not run again.
 
     Returns:
         Each of `METRICS` (ensemble, neurons, method, network), and `monte_carlo_error` (ensemble, neurons, network), of
         the exact mean in units of the exact sd.
 
     Raises:
-        ValueError: an ensemble whose exact posterior is not known, or that the trained posterior does not know.
+        ValueError: a file of other settings, an ensemble whose exact posterior is not known, or one that the trained
+            posterior does not know.
         ImportError: sbi is not installed and a method of it is asked for.
     """
     c = config
@@ -153,31 +166,35 @@ def exact_benchmark(posterior: CFGPosterior, config: ExactBenchmark, checkpoint:
     for name in c.families:  # before any work
         ensemble_of(posterior, name, ())
     shape = (len(c.families), len(c.sizes), len(c.methods), c.networks)
-    values = {name: np.full(shape, np.nan) for name in METRICS}
-    errors = np.empty((*shape[:2], c.networks))
-    with tqdm(total=math.prod(shape[:3]), unit="cell", disable=None) as progress:
-        for i, name in enumerate(c.families):
-            for j, N in enumerate(c.sizes):
-                cell = _cell(posterior, name, N, c)
-                errors[i, j] = cell.exact.mean_error
-                for k, method in enumerate(c.methods):
-                    for metric, value in _compared(_found(method, posterior, name, cell, c), cell, c.seed):
-                        values[metric][i, j, k] = value
-                    progress.update()
     dims = ("ensemble", "neurons", "method", "network")
-    dataset = xr.Dataset(
-        {name: (dims, value, {"long_name": METRICS[name], "units": "1"}) for name, value in values.items()},
+    empty = xr.Dataset(
+        {name: (dims, np.full(shape, np.nan), {"long_name": METRICS[name], "units": "1"}) for name in METRICS},
         {"ensemble": list(c.families), "neurons": list(c.sizes), "method": list(c.methods)},
     )
     about = {"long_name": "Monte-Carlo error of the exact mean over the exact sd", "units": "1"}
-    dataset["monte_carlo_error"] = (("ensemble", "neurons", "network"), errors, about)
-    dataset.attrs = global_attributes(
+    of_cells = np.full((*shape[:2], c.networks), np.nan)
+    empty["monte_carlo_error"] = (("ensemble", "neurons", "network"), of_cells, about)
+    empty.attrs = global_attributes(
         "Posteriors over weights beside the exact one",
         f"{checkpoint}, {c.networks} networks per cell, {c.draws} draws. {hardware(device=posterior.device)}",
-        c,
+        asdict(c) | {"checkpoint": checkpoint},
         c.seed,
     )
-    return dataset
+    kept = KeptRows(empty, dims[:3], out)
+    with tqdm(total=math.prod(shape[:3]), unit="row", disable=None) as progress:
+        for i, name in enumerate(c.families):
+            for j, N in enumerate(c.sizes):
+                missing = [k for k in range(shape[2]) if kept.missing(ensemble=i, neurons=j, method=k)]
+                progress.update(shape[2] - len(missing))
+                if not missing:
+                    continue
+                cell = _cell(posterior, name, N, c)
+                for k in missing:
+                    found = dict(_compared(_found(c.methods[k], posterior, name, cell, c), cell, c.seed))
+                    found["monte_carlo_error"] = cell.exact.mean_error
+                    kept.add(found, ensemble=i, neurons=j, method=k)
+                    progress.update()
+    return kept.results
 
 
 def _cell(posterior: CFGPosterior, name: str, N: int, c: ExactBenchmark) -> _Cell:
@@ -314,9 +331,7 @@ def run(options: Namespace) -> int:
     """Run the benchmark, print its table, write its data."""
     config = from_options(ExactBenchmark, options)
     posterior = CFGPosterior.from_pretrained(options.checkpoint, options.device)
-    results = exact_benchmark(posterior, config, options.checkpoint)
-    with whole_file(options.out) as temporary:
-        results.to_netcdf(temporary, engine="netcdf4")
+    results = exact_benchmark(posterior, config, model_label(options.checkpoint, "posterior"), options.out)
     print(markdown_table(results))
     error = results["monte_carlo_error"]
     print(

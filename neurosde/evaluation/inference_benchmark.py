@@ -1,213 +1,49 @@
 """`neurosde benchmark inference`: every method on every task, one cube of results, and a report.
 
 The work is cut into cells of one task and one method, each with all its networks. A cell that is done is a file of its
-own in OUT/cells and is not done again, so that the command can be stopped at any moment and given again, or made wider
-by more methods and tasks; cells may run in processes, or on dask, in any order. OUT/results.nc holds
+own in OUT/cells and is not done again (`neurosde.evaluation.inference_cells`), so that the command can be stopped at
+any moment and given again, or made wider by more methods and tasks; cells may run in processes, or on dask, in any
+order. OUT/results.nc holds
 
     results(task, method, network, metric),
 
-with the ensemble, N, T, trials, gain, σ and observed fraction of each task as coordinates; what a method cannot say is
-NaN. OUT/report.html shows it.
+with the ensemble, N, T, trials, gain, σ and observed fraction of each task as coordinates, version and commit of each
+cell, and L-C2ST of each method (`neurosde.evaluation.inference_local`); what a method cannot say is NaN, and
+`metric_missing` says why. OUT/report.html shows it.
+
+The cube and the report are of all cells in OUT, whichever command made them, so that one which names fewer tasks or
+methods takes nothing away; what no command has made yet is NaN. Cells of other settings are refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.datasets.execution import Execution, run_tasks
-from neurosde.evaluation.calibration import contraction, coverage, expected_coverage, ranks
-from neurosde.evaluation.dynamics import lyapunov_exponents
-from neurosde.evaluation.exact_benchmark import RESOLUTION
-from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
-from neurosde.evaluation.inference_tasks import Recorded, Suite, Task, record, suite_tasks, unit
-from neurosde.evaluation.page_table import Sense
-from neurosde.evaluation.posterior_benchmark import DIRECTIONS, FEATURES
-from neurosde.evaluation.predictive import held_out_log_likelihood
-from neurosde.evaluation.recovery import SENSES, point_metrics
-from neurosde.evaluation.resident import peak, reset_peak
+from neurosde.evaluation.inference_cells import Cell, cells_beside, run_cell
+from neurosde.evaluation.inference_config import InferenceBenchmark
+from neurosde.evaluation.inference_local import local_tests
+from neurosde.evaluation.inference_methods import METHODS, TRAINED
+from neurosde.evaluation.inference_metrics import METRICS, MISSING
 from neurosde.evaluation.sbi_baselines import SBI_METHODS
-from neurosde.evaluation.scores import crps, energy_score, log_score
 from neurosde.evaluation.timing import machine
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import config_changes, global_attributes, whole_file
-from neurosde.rate_sde import RateSDE
-from neurosde.validation import check_count, optional_package
+from neurosde.provenance import global_attributes, whole_file
+from neurosde.validation import optional_package
 
-RANKS = tuple(f"rank of {feature}" for feature in FEATURES)
-METRICS: dict[str, tuple[str, Sense]] = {
-    **{name: (name.replace("_", " "), sense) for name, sense in SENSES.items()},
-    "edge_auc": ("area under the curve of edges", "higher"),
-    "sign_accuracy": ("share of right signs", "higher"),
-    "singular_value_error": ("singular value error", "lower"),
-    "lyapunov_error": ("error of the largest Lyapunov exponent, 1/tau", "lower"),
-    "held_out": ("log-likelihood of a held-out trial, nats per transition", "higher"),
-    "energy_score": ("energy score, relative", "lower"),
-    "crps": ("mean CRPS over s0", "lower"),
-    "log_score": ("mean log density of a weight in units of s0", "higher"),
-    "coverage_90": ("coverage of the 90 % intervals", None),
-    "contraction": ("contraction", "higher"),
-    "credibility": ("credibility of the truth about a random point", None),
-    **{name: (f"{name}, share of draws below", None) for name in RANKS},
-    "seconds": ("seconds a network", "lower"),
-    "memory": ("memory beyond what there was, MB", "lower"),
-}
-
-
-@dataclass(frozen=True)
-class InferenceBenchmark:
-    """What to infer, with what, and how often."""
-
-    suite: Suite = field(default="quick", metadata={"help": "quick takes minutes, paper covers the whole grid"})
-    tasks: tuple[str, ...] = field(default=(), metadata={"help": "names of tasks of the suite (default: all)"})
-    methods: tuple[str, ...] = field(default=DEFAULT, metadata={"help": "of " + ", ".join(METHODS)})
-    networks: int = field(default=8, metadata={"help": "networks per task"})
-    draws: int = field(default=32, metadata={"help": "draws of each posterior"})
-    simulations: int = field(default=10_000, metadata={"help": "simulations that methods of sbi are trained on"})
-    checkpoint: str = field(default="base", metadata={"help": "file, folder or name of the trained posterior"})
-    seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise ValueError(f"methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}.")
-        names = [task.name for task in suite_tasks(self.suite)]
-        if unknown := [name for name in self.tasks if name not in names]:
-            some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise ValueError(f"tasks must be of the suite {self.suite}, {some}; got {', '.join(unknown)}.")
-        for what, given in (("tasks", self.tasks), ("methods", self.methods)):
-            if len(set(given)) < len(given):
-                raise ValueError(f"{what} must be named once each; got {', '.join(given)}.")
-        for name in ("networks", "draws"):
-            check_count(getattr(self, name), name, 2)
-        check_count(self.simulations, "simulations")
-        check_count(self.seed, "seed", 0)
-
-    @property
-    def chosen(self) -> tuple[Task, ...]:
-        """The tasks."""
-        return tuple(task for task in suite_tasks(self.suite) if not self.tasks or task.name in self.tasks)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One task and one method.
-
-    Attributes:
-        task: the task.
-        method: the method.
-        folder: of finished cells.
-        config: the benchmark; which of its tasks and methods there are beside does not matter.
-    """
-
-    task: Task
-    method: str
-    folder: Path
-    config: InferenceBenchmark
-
-    @property
-    def path(self) -> Path:
-        """File of what was found."""
-        return self.folder / f"{self.task.name}--{self.method}.json"
-
-    @property
-    def contents(self) -> dict[str, Any]:
-        """What the numbers depend on."""
-        c = replace(self.config, tasks=(), methods=DEFAULT, suite="quick")
-        return {"task": asdict(self.task), "method": self.method} | {
-            name: value for name, value in asdict(c).items() if name not in ("tasks", "methods", "suite")
-        }
-
-    def found(self) -> dict[str, list[float]] | None:
-        """Return what is there already, by metric.
-
-        Raises:
-            ValueError: it is of another benchmark.
-        """
-        if not self.path.exists():
-            return None
-        try:
-            there = json.loads(self.path.read_text())
-            of, metrics = there["of"], there["metrics"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} is not a cell of this benchmark; delete it, and it is made again."
-            ) from error
-        if of != json.loads(json.dumps(self.contents)):
-            changes = config_changes(json.dumps(of), json.dumps(self.contents))
-            raise ValueError(f"{self.path} is of another benchmark ({changes}); choose another --out.")
-        return metrics
-
-
-def run_cell(cell: Cell) -> None:
-    """Infer the networks of a cell, and write what was found. A guidance that diverges leaves NaN."""
-    c = cell.config
-    seeds = tuple(range(c.seed * 1000, c.seed * 1000 + c.networks))
-    recorded = record(cell.task, seeds)
-    before = reset_peak()
-    start = time.perf_counter()
-    try:
-        found = infer_by(
-            cell.method, recorded, draws=c.draws, seed=c.seed, simulations=c.simulations, checkpoint=c.checkpoint
-        )
-    except FloatingPointError:
-        found = None
-    seconds = (time.perf_counter() - start) / len(seeds)
-    memory = (peak() - before) / 1e6
-    metrics: dict[str, list[float]] = {name: [math.nan] * len(seeds) for name in METRICS}
-    metrics |= {"seconds": [seconds] * len(seeds), "memory": [memory] * len(seeds)}
-    if found is not None:
-        metrics |= measured(found, recorded, c.seed)
-    with whole_file(cell.path) as temporary:
-        temporary.write_text(json.dumps({"of": cell.contents, "metrics": metrics}))
-
-
-def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[float]]:
-    """Return each metric that a method has, of each network."""
-    truth, task = recorded.weights.numpy(), recorded.task
-    estimates = found.estimate.double().numpy()
-    rows: list[dict[str, float]] = [point_metrics(one, W) for one, W in zip(estimates, truth, strict=True)]
-    apart = _lyapunov(found.estimate) - _lyapunov(recorded.weights)
-    s0 = unit(task)
-    draws = None if found.draws is None else found.draws.double().numpy()
-    for k, row in enumerate(rows):
-        row["lyapunov_error"] = abs(float(apart[k]))
-        weights = estimates[k] if draws is None else draws[:, k]
-        row["held_out"] = held_out_log_likelihood(weights, recorded.held_out[k], task.noise_std)
-        if draws is not None:
-            row |= {
-                "energy_score": energy_score(draws[:, k], truth[k]),
-                "crps": float(crps(draws[:, k], truth[k]).mean()) / s0,
-                "log_score": float(log_score(draws[:, k], truth[k], RESOLUTION * s0, seed).mean()) + math.log(s0),
-                "coverage_90": float(coverage(draws[:, k], truth[k], np.array([0.9]))[0]),
-                "contraction": contraction(draws[:, k], s0**2),
-            }
-    metrics = {name: [row[name] for row in rows] for name in rows[0]}
-    if draws is not None:
-        N = task.neurons
-        directions = np.random.default_rng(seed).standard_normal((DIRECTIONS, N, N))
-        metrics["credibility"] = expected_coverage(draws, truth, np.roll(truth, 1, axis=0)).tolist()
-        of_truth = ranks(draws, truth, directions, seed) / len(draws)
-        metrics |= {name: row.tolist() for name, row in zip(RANKS, of_truth, strict=True)}
-    return metrics
-
-
-def _lyapunov(weights: Tensor) -> Tensor:
-    return lyapunov_exponents(RateSDE(weights.double()), time=200.0)[..., 0]
+_MADE_BY = {"neurosde_version": "version of neurosde", "git_commit": "commit of neurosde"}
 
 
 def inference_benchmark(config: InferenceBenchmark, out: Path, execution: Execution | None = None) -> xr.Dataset:
-    """Run all cells that are not there yet, and gather all.
+    """Run all cells that are not there yet, and gather all that are there then.
 
     Args:
         config: what to run.
@@ -218,29 +54,37 @@ def inference_benchmark(config: InferenceBenchmark, out: Path, execution: Execut
         The cube, see above.
 
     Raises:
-        ValueError: the folder holds cells of another benchmark.
+        ValueError: the folder holds cells of other settings.
         ImportError: sbi is not installed and a method of it is asked for.
     """
     if set(config.methods) & set(SBI_METHODS):
         optional_package("sbi", "sbi")
-    cells = [Cell(task, method, out / "cells", config) for task in config.chosen for method in config.methods]
-    missing = [cell for cell in cells if cell.found() is None]
+    asked = [Cell(task, method, out / "cells", config) for task in config.chosen for method in config.methods]
+    cells = cells_beside(asked, out / "cells", config)  # before any work
+    missing = [cell for cell in asked if cell.found() is None]
     done = run_tasks(run_cell, missing, execution or Execution())
-    for _ in tqdm(done, total=len(cells), initial=len(cells) - len(missing), unit="cell", disable=None):
+    for _ in tqdm(done, total=len(asked), initial=len(asked) - len(missing), unit="cell", disable=None):
         pass
     return gathered(config, cells)
 
 
 def gathered(config: InferenceBenchmark, cells: Sequence[Cell]) -> xr.Dataset:
     """Return the cube of finished cells."""
-    tasks, methods = config.chosen, config.methods
-    values = np.full((len(tasks), len(methods), config.networks, len(METRICS)), math.nan)
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    methods = [name for name in METHODS if any(cell.method == name for cell in cells)]
+    shape = (len(tasks), len(methods))
+    values = np.full((*shape, config.networks, len(METRICS)), math.nan)
+    made_by = {name: np.full(shape, "", dtype=object) for name in _MADE_BY}
+    local: list[list[dict[str, object] | None]] = [[None] * len(tasks) for _ in methods]
     for cell in cells:
         found = cell.found()
         assert found is not None
         i, j = tasks.index(cell.task), methods.index(cell.method)
         for m, metric in enumerate(METRICS):
-            values[i, j, :, m] = found[metric]
+            values[i, j, :, m] = found["metrics"][metric]
+        for name, array in made_by.items():
+            array[i, j] = found["made_by"][name]
+        local[j][i] = found["local"]
     of_tasks = {
         name: ("task", [getattr(task, name) for task in tasks], {"long_name": about, "units": units})
         for name, about, units in (
@@ -249,22 +93,38 @@ def gathered(config: InferenceBenchmark, cells: Sequence[Cell]) -> xr.Dataset:
             ("noise_std", "noise sigma, per root of tau", "1"), ("observed", "fraction of neurons recorded", "1"),
         )
     }  # fmt: skip
+    tests = [local_tests(of_method, config.seed) for of_method in local]
+    both = ("task", "method")
     dataset = xr.Dataset(
-        {"results": (("task", "method", "network", "metric"), values, {"long_name": "metrics", "units": "1"})},
         {
-            "task": [task.name for task in tasks], "method": list(methods), "metric": list(METRICS),
+            "results": ((*both, "network", "metric"), values, {"long_name": "metrics", "units": "1"}),
+            "local_c2st": (both, np.stack([one.statistic for one in tests], 1), _label("statistic of L-C2ST")),
+            "local_c2st_p": (both, np.stack([one.p for one in tests], 1), _label("p of L-C2ST")),
+            "local_c2st_overall_p": ("method", [one.overall for one in tests], _label("p of L-C2ST, all tasks")),
+            **{name: (both, array.astype(str), _label(_MADE_BY[name])) for name, array in made_by.items()},
+        },
+        {
+            "task": [task.name for task in tasks], "method": methods, "metric": list(METRICS),
             "metric_long_name": ("metric", [about for about, _ in METRICS.values()]),
+            "metric_missing": ("metric", [MISSING.get(name, "") for name in METRICS], _label("why it is NaN")),
             "method_long_name": ("method", [METHODS[name] for name in methods]),
             **of_tasks,
         },
     )  # fmt: skip
+    trained = [cell for cell in cells if cell.method in TRAINED]
     dataset.attrs = machine() | global_attributes(
         "Inference of recurrent weights: methods by tasks",
-        f"Suite {config.suite}, {config.networks} networks per task, {config.draws} draws of each posterior.",
-        config,
+        f"{config.networks} networks per task, {config.draws} draws of each posterior.",
+        asdict(config) | {"tasks": dataset["task"].values.tolist(), "methods": methods},
         config.seed,
     )
+    if trained:
+        dataset.attrs["checkpoint_sha256"] = trained[0].contents["checkpoint_sha256"]
     return dataset
+
+
+def _label(long_name: str) -> dict[str, str]:
+    return {"long_name": long_name, "units": "1"}
 
 
 def add_arguments(parser: OptionParser) -> None:

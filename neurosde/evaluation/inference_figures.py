@@ -15,7 +15,7 @@ from scipy.stats import kstwo
 
 from neurosde.evaluation.figures import BLUE, GREY, RED
 from neurosde.evaluation.inference_averages import Averages, averages
-from neurosde.evaluation.inference_benchmark import RANKS
+from neurosde.evaluation.inference_metrics import RANKS
 from neurosde.evaluation.measures import Measure, measured
 from neurosde.evaluation.page import Picture, picture
 from neurosde.evaluation.page_table import Table

@@ -7,12 +7,14 @@ clusters the prior and those of sbi know which neurons inhibit and which belong 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from neurosde.datasets.ensembles import Gaussian
 from neurosde.evaluation.covariance_methods import lagged_covariance_estimate, precision_estimate
 from neurosde.evaluation.curbd import curbd
 from neurosde.evaluation.inference_tasks import DT, Recorded
@@ -51,10 +53,12 @@ class Inferred:
     Attributes:
         estimate: Ŵ (seed, post, pre).
         draws: of the posterior, shape (draw, seed, post, pre); None of a method without one.
+        densities: the posterior of each network, of a method whose posteriors are Gaussian.
     """
 
     estimate: Tensor
     draws: Tensor | None = None
+    densities: list[GaussianPosterior] | None = None
 
 
 def infer_by(
@@ -91,12 +95,17 @@ def infer_by(
         source = torch.Generator().manual_seed(seed)
         found = task.kind.sample_weights(draws * len(recorded.seeds), task.neurons, source)
         found = found.view(draws, len(recorded.seeds), task.neurons, task.neurons)
-        return Inferred(found.mean(0), found)
+        prior = None
+        if isinstance(task.kind, Gaussian):
+            s0, eye = math.sqrt(task.kind.variance(task.neurons)), torch.eye(task.neurons, dtype=torch.float64)
+            prior = GaussianPosterior(0 * eye, eye, s0 * eye.diagonal(), s0**2, task.noise_std)
+        return Inferred(found.mean(0), found, None if prior is None else [prior] * len(recorded.seeds))
     if method in ("gaussian", "exact"):
         posteriors = [_gaussian(recorded, k, told=method == "exact") for k in range(len(recorded.seeds))]
         return Inferred(
             torch.stack([one.mean for one in posteriors]),
             torch.stack([one.sample((draws,), seed + k) for k, one in enumerate(posteriors)], 1),
+            posteriors,
         )
     return Inferred(torch.stack([_ESTIMATES[method](recorded, k) for k in range(len(recorded.seeds))]))
 

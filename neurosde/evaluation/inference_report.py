@@ -13,13 +13,14 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import t as student
 
-from neurosde.evaluation.calibration import coverage_error, holm, uniformity
+from neurosde.evaluation.calibration import coverage_error, coverage_error_of_exact, holm
 from neurosde.evaluation.inference_averages import ALL, Averages, averages, by_ensemble
-from neurosde.evaluation.inference_benchmark import METRICS, RANKS
 from neurosde.evaluation.inference_methods import METHODS
+from neurosde.evaluation.inference_metrics import METRICS, RANKS
 from neurosde.evaluation.measures import Measure, measured, measures
 from neurosde.evaluation.page import Fold, Section, write_page
 from neurosde.evaluation.page_table import Table
+from neurosde.evaluation.rank_calibration import uniformity
 
 SHOWN = ("relative_error", "edge_auc", "energy_score", "coverage_90", "contraction", "held_out", "seconds")
 _LEVEL = 0.95
@@ -42,7 +43,7 @@ def means(results: xr.Dataset, metrics: Sequence[str]) -> tuple[pd.DataFrame, pd
 
 
 def calibration_table(results: xr.Dataset) -> pd.DataFrame:
-    """Of each method with draws, over all tasks together: uniformity of ranks and the error of expected coverage."""
+    """Of each method with draws, over all tasks: uniformity of ranks, error of expected coverage, and L-C2ST."""
     draws, rows = _draws(results), {}
     for name in results["method"].values:
         one = results["results"].sel({"method": name})
@@ -53,9 +54,14 @@ def calibration_table(results: xr.Dataset) -> pd.DataFrame:
             credibility = one.sel({"metric": "credibility"}).to_numpy().ravel()[known]
             p = holm(uniformity(np.rint(of_truth[:, known] * draws).astype(int), draws)).min()
             rows[METHODS[str(name)]] = {
-                "p": float(p), "tarp": coverage_error(credibility), "networks": int(known.sum())
-            }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["p", "tarp", "networks"]).rename_axis("method")
+                "p": float(p),
+                "tarp": coverage_error(credibility),
+                "tarp_exact": coverage_error_of_exact(int(known.sum()), draws),
+                "local": float(results["local_c2st_overall_p"].sel({"method": name})),
+                "networks": int(known.sum()),
+            }
+    columns = ["p", "tarp", "tarp_exact", "local", "networks"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
 
 
 def markdown_tables(results: xr.Dataset) -> str:
@@ -71,8 +77,11 @@ def markdown_tables(results: xr.Dataset) -> str:
             lines.append(f"| {method} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     table = calibration_table(results)
-    lines = ["Calibration over all tasks", "", "| method | p | TARP | networks |", "|---|---|---|---|"]
-    lines += [f"| {name} | {row.p:.2g} | {row.tarp:.3f} | {row.networks:.0f} |" for name, row in table.iterrows()]
+    head = ["method", "p", "TARP (95 % of exact ones)", "L-C2ST, p", "networks"]
+    lines = ["Calibration over all tasks", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, row in table.iterrows():
+        tarp, local = f"{row.tarp:.3f} ({row.tarp_exact:.3f})", f"{row.local:.2g}" if row.local == row.local else ""
+        lines.append(f"| {name} | {row.p:.2g} | {tarp} | {local} | {row.networks:.0f} |")
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
@@ -111,7 +120,8 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
     if len(calibration):
         table = Table(
             "Calibration over all tasks together", calibration,
-            titles={"p": "p of uniform ranks, after Holm", "tarp": "error of expected coverage (TARP)"}, digits=2,
+            titles={"p": "p of uniform ranks, after Holm", "tarp": "error of expected coverage (TARP)",
+                    "tarp_exact": "95 % of exact posteriors stay below", "local": "p of L-C2ST"}, digits=2,
         )  # fmt: skip
         curves = figures.calibration(results, titles)
         sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,), (curves,) if curves else ()))
@@ -205,7 +215,12 @@ _ABOUT = {
     "Recovery": "Errors of a point estimate of W, for a posterior its mean. Guessing zero has the relative error 1.",
     "Posterior": "How well draws tell where W is. Coverage alone says little: the prior covers as announced, too; so "
     "read it beside contraction, the share of the prior's variance that is gone.",
-    "Prediction": "A trial that no method has seen, and the largest Lyapunov exponent of the network that was found.",
+    "Exact posterior": "Beside the posterior that is told ensemble and gain, where it is known. Of a method that is "
+    "not told them, distance is what that costs. A divergence is to be read beside that of as many exact draws, and a "
+    "classifier has only that many to learn from: it finds gross differences.",
+    "Prediction": "A trial that no method has seen; whether residuals look like noise, by the largest of the scores of "
+    "which infer warns beyond 5; the largest Lyapunov exponent and the fixed points of draws, or of the estimate of a "
+    "method without draws.",
     "Cost": "Of one network, on the machine named below; training of the trained posterior is not counted, that of "
     "sbi's methods is.",
     "Calibration": "Of a calibrated posterior the truth is one more draw where networks are drawn from its prior. The "

@@ -74,7 +74,7 @@ class Recorded:
         task: the task.
         seeds: of each network.
         weights: W (seed, post, pre), float64.
-        activity: firing rate (seed, trial, time, neuron).
+        voltage: h (seed, trial, time, neuron).
         statistics: sums over the transitions of each network.
         held_out: the same of a trial that no method sees.
     """
@@ -82,9 +82,14 @@ class Recorded:
     task: Task
     seeds: tuple[int, ...]
     weights: Tensor
-    activity: Tensor
+    voltage: Tensor
     statistics: list[TransitionStatistics]
     held_out: list[TransitionStatistics]
+
+    @property
+    def activity(self) -> Tensor:
+        """Firing rate (seed, trial, time, neuron)."""
+        return torch.tanh(self.voltage)
 
 
 def record(task: Task, seeds: tuple[int, ...]) -> Recorded:
@@ -104,7 +109,7 @@ def record(task: Task, seeds: tuple[int, ...]) -> Recorded:
     h = torch.stack(voltages)
     seen, unseen = h[:, _HELD_OUT:], h[:, :_HELD_OUT]
     return Recorded(
-        task, seeds, torch.stack(weights), torch.tanh(seen),
+        task, seeds, torch.stack(weights), seen,
         [transition_statistics(voltage=one, dt=DT) for one in seen],
         [transition_statistics(voltage=one, dt=DT) for one in unseen],
     )  # fmt: skip

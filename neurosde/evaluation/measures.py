@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurosde.evaluation.inference_benchmark import METRICS, RANKS
+from neurosde.evaluation.inference_metrics import METRICS, RANKS
 from neurosde.evaluation.page_table import Sense
 
 GROUPS = {

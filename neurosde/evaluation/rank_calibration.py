@@ -7,6 +7,8 @@ exactly: the band's pointwise level is the largest for which it does with the wa
 probability, at the level of the curve's own most extreme point, is a p-value.
 
 References:
+    Validating Bayesian inference algorithms with simulation-based calibration (Talts, Betancourt, Simpson, Vehtari,
+    Gelman, 2018), https://arxiv.org/abs/1804.06788
     Graphical test for discrete uniformity and its applications in goodness-of-fit evaluation and multiple sample
     comparison (Säilynoja, Bürkner, Vehtari, 2022), https://arxiv.org/abs/2103.10522
 """
@@ -50,6 +52,28 @@ class RankCurves:
         return np.asarray(((self.lower <= self.curves) & (self.curves <= self.upper)).all(-1))
 
 
+def uniformity(ranks: np.ndarray, draws: int) -> np.ndarray:
+    """P-values of the hypothesis that ranks of the truth among draws are uniform, exact for any number of networks.
+
+    Args:
+        ranks: number of draws below the truth, 0 … `draws`, shape (feature, network); see `calibration.ranks`.
+        draws: number of draws, independent ones.
+
+    Returns:
+        One p-value for each feature, shape (feature,); adjust them for their number (`calibration.holm`).
+
+    Raises:
+        ValueError: ranks out of range.
+    """
+    ranks = _checked(ranks, draws)
+    z, counts = _counts(ranks, draws)
+    n = ranks.shape[1]
+    tails = _tails(n, tuple(z))[counts, np.arange(len(z))].min(-1)
+    extremes, of_feature = np.unique(tails, return_inverse=True)  # as many features have the same
+    p = np.array([1 - _inside(*_interval(n, z, tail * (1 + 1e-9)), n, z) for tail in extremes])
+    return np.asarray(np.clip(p, 0, 1)[of_feature])
+
+
 def rank_curves(ranks: np.ndarray, draws: int, level: float = 0.95) -> RankCurves:
     """Distribution functions of ranks with simultaneous bands and p-values of uniformity.
 
@@ -62,20 +86,27 @@ def rank_curves(ranks: np.ndarray, draws: int, level: float = 0.95) -> RankCurve
     Raises:
         ValueError: ranks out of range, or a level that is not between 0 and 1.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1; got {level}.")
+    ranks = _checked(ranks, draws)
+    z, counts = _counts(ranks, draws)
+    n = ranks.shape[1]
+    lower, upper = _band(n, tuple(z), level)
+    return RankCurves(z, counts / n, lower / n, upper / n, uniformity(ranks, draws))
+
+
+def _checked(ranks: np.ndarray, draws: int) -> np.ndarray:
     check_count(draws, "draws")
     ranks = np.asarray(ranks)
     if ranks.ndim != 2 or ranks.shape[1] == 0 or ranks.min() < 0 or ranks.max() > draws:
         raise ValueError(f"ranks must be (feature, network), between 0 and {draws}; got shape {ranks.shape}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1; got {level}.")
-    n = ranks.shape[1]
+    return ranks
+
+
+def _counts(ranks: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points z (point,), and the number of lower ranks at each, shape (feature, point)."""
     cuts = np.unique(np.linspace(1, draws, min(draws, POINTS)).round().astype(int))
-    z = cuts / (draws + 1)
-    counts = (ranks[..., None] < cuts).sum(1)
-    tails = _tails(n, tuple(z))[counts, np.arange(len(z))]
-    p = np.array([1 - _inside(*_interval(n, z, tail * (1 + 1e-9)), n, z) for tail in tails.min(-1)])
-    lower, upper = _band(n, tuple(z), level)
-    return RankCurves(z, counts / n, lower / n, upper / n, np.clip(p, 0, 1))
+    return cuts / (draws + 1), (ranks[..., None] < cuts).sum(1)
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.evaluation.calibration import coverage, expected_coverage, ranks
+from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import (
     DIRECTIONS,
     FEATURES,
@@ -43,9 +44,10 @@ from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transitions
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.dps import SWEEPS
+from neurosde.models.model_files import model_label
 from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import config_changes, config_json, global_attributes, whole_file
+from neurosde.provenance import global_attributes
 from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
@@ -108,7 +110,7 @@ def refined_calibration(
     """
     c, path = config, Path(path)
     ensembles = {name: ensemble_of(posterior, name, ()) for name in c.families}
-    results = _rows(path, c, checkpoint, posterior)
+    kept = KeptRows(_empty(c, checkpoint, posterior), ("ensemble", "network"), path)
     directions = np.random.default_rng(c.seed).standard_normal((DIRECTIONS, c.N, c.N))
     with tqdm(total=len(c.families) * c.networks, unit="network", disable=None) as progress:
         for i, (name, ensemble) in enumerate(ensembles.items()):
@@ -123,42 +125,29 @@ def refined_calibration(
             )
             truth = W.numpy()
             for k in range(c.networks):
-                if not bool(results["score"][i, :, k].isnull().any()):
+                if not kept.missing(ensemble=i, network=k):
                     progress.update()
                     continue
                 found = _refined(posterior, name, statistics[k], c, network_seed(c.seed, known, k))
-                for stage, (draws, seconds) in enumerate(found):
+                rows = []
+                for draws, seconds in found:
                     one, drawn = truth[k : k + 1], draws.numpy()[:, None]
                     norms = np.linalg.norm(drawn, axis=(-2, -1)) / max(float(np.linalg.norm(one)), 1e-300)
-                    row = {
+                    rows.append({
                         "coverage_90": coverage(draws.numpy(), truth[k], np.array([0.9]))[0],
                         "contraction": 1 - draws.var(0).mean() / np.square(truth).mean(),
                         "credibility": expected_coverage(drawn, one, truth[k - 1 : k] if k else truth[-1:])[0],
                         "norm": norms.mean() - 1,
                         "score": held_out_score(draws, W[k], held_out[k], c.dt, statistics[k].noise_scale(c.noise_std)),
                         "seconds": seconds,
-                    }
-                    for key, value in row.items():
-                        results[key][i, stage, k] = float(value)
-                    results["rank"][i, stage, :, k] = ranks(drawn, one, directions, c.seed + k)[:, 0]
-                with whole_file(path) as temporary:
-                    results.to_netcdf(temporary, engine="netcdf4")
+                        "rank": ranks(drawn, one, directions, c.seed + k)[:, 0],
+                    })  # fmt: skip
+                kept.add({key: np.stack([row[key] for row in rows]) for key in rows[0]}, ensemble=i, network=k)
                 progress.update()
-    return results
+    return kept.results
 
 
-def _rows(path: Path, c: RefinedCalibration, checkpoint: str, posterior: CFGPosterior) -> xr.Dataset:
-    """Rows that are there, or empty ones."""
-    if path.is_file():
-        with xr.open_dataset(path, engine="netcdf4") as there:
-            results = there.load()
-        settings = config_json(c)
-        changed = config_changes(str(results.attrs.get("config", "{}")), settings)
-        if changed or results.attrs.get("checkpoint") != checkpoint:
-            raise ValueError(
-                f"{path} holds rows of another run ({changed or 'another checkpoint'}); delete it, or name another."
-            )
-        return results
+def _empty(c: RefinedCalibration, checkpoint: str, posterior: CFGPosterior) -> xr.Dataset:
     shape = (len(c.families), len(STAGES), c.networks)
     dims = ("ensemble", "stage", "network")
     data: dict[str, Any] = {
@@ -170,9 +159,9 @@ def _rows(path: Path, c: RefinedCalibration, checkpoint: str, posterior: CFGPost
     results.attrs = global_attributes(
         "Calibration of refined draws",
         f"{checkpoint}, {c.networks} networks per ensemble. {hardware(device=posterior.device)}",
-        c,
+        asdict(c) | {"checkpoint": checkpoint},
         c.seed,
-    ) | {"checkpoint": checkpoint, "draws": c.draws}
+    ) | {"draws": c.draws}
     return results
 
 
@@ -256,7 +245,7 @@ def run(options: Namespace) -> int:
     """Run the benchmark, or what is left of it, and print its table."""
     config = from_options(RefinedCalibration, options)
     posterior = CFGPosterior.from_pretrained(options.checkpoint, options.device)
-    results = refined_calibration(posterior, config, options.out, options.checkpoint)
+    results = refined_calibration(posterior, config, options.out, model_label(options.checkpoint, "posterior"))
     print(markdown_table(results))
     print(
         f"\n{config.networks} networks of {config.N} neurons per ensemble, {config.trials} x {config.length} times, "

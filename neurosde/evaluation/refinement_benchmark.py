@@ -9,6 +9,8 @@ given the recording, so that a classifier tells draws of a row from exact ones i
 
 The first row of each cell is a second set of exact draws. Sequential Monte Carlo begins from noise, row by row, with
 two particles for each draw.
+
+Results are written after every row, and a command that is given again goes on after the rows that are there.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 from neurosde.datasets.ensembles import FixedGain, Gaussian, Sparse
 from neurosde.evaluation.c2st import c2st
+from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import network_seed, simulated
 from neurosde.evaluation.timing import hardware
 from neurosde.models.analytic import SpikeAndSlabDenoiser
@@ -38,7 +41,7 @@ from neurosde.models.guided_diffusion import GUIDANCES, Guidance, GuidedDiffusio
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.twisted_smc import TwistedSMC
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import global_attributes, whole_file
+from neurosde.provenance import global_attributes
 from neurosde.validation import check_count, check_positive, check_time_step
 
 METHODS = {
@@ -96,6 +99,11 @@ class RefinementBenchmark:
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)
 
+    @property
+    def unit(self) -> float:
+        """Unit s₀ of draws, g/√N."""
+        return self.gain / math.sqrt(self.N)
+
     def prior(self, name: str) -> tuple[FixedGain, Denoiser]:
         """An ensemble, and its denoiser in J units, of any rows of a matrix."""
         if name == "gaussian":
@@ -103,8 +111,12 @@ class RefinementBenchmark:
         return Sparse(self.gain, density=self.density), SpikeAndSlabDenoiser(self.density, 1 / self.density)
 
 
-def refinement_benchmark(config: RefinementBenchmark) -> xr.Dataset:
-    """Run the benchmark.
+def refinement_benchmark(config: RefinementBenchmark, out: Path | None = None) -> xr.Dataset:
+    """Run the benchmark, or what is left of it.
+
+    Args:
+        config: what to run.
+        out: file that is written after every row, and whose rows, if it is there, are not run again.
 
     Returns:
         Each of `METRICS` (prior, times, method, row) and of `COSTS` (prior, times, method), NaN where a method
@@ -112,45 +124,69 @@ def refinement_benchmark(config: RefinementBenchmark) -> xr.Dataset:
     """
     c = config
     shape = (len(c.priors), len(c.lengths), len(c.methods))
-    values = {name: np.full((*shape, c.rows), np.nan) for name in METRICS}
-    costs = {name: np.full(shape, np.nan) for name in COSTS}
-    conditions = np.empty(shape[:2])
-    with tqdm(total=math.prod(shape), unit="cell", disable=None) as progress:
-        for i, name in enumerate(c.priors):
-            ensemble, denoise = c.prior(name)
-            for j, T in enumerate(c.lengths):
-                source = torch.Generator().manual_seed(network_seed(c.seed, PRIORS.index(name), c.N, T))
-                _, statistics = simulated(
-                    ensemble, 1, c.N, T, trials=1, noise_std=c.noise_std, dt=c.dt, generator=source
-                )
-                noise = torch.tensor([statistics[0].noise_scale(c.noise_std)], dtype=torch.float64)
-                evidence = recording_evidence(statistics).over_noise(noise.square())
-                conditions[i, j] = float(evidence.eigenvalues.max() / evidence.eigenvalues.min())
-                unit = c.gain / math.sqrt(c.N)
-                exact = exact_posterior(ensemble, evidence, c.draws, seed=c.seed).weights[:, 0] / unit
-                for k, method in enumerate(c.methods):
-                    began = time.perf_counter()
-                    if method == "exact":
-                        again = exact_posterior(ensemble, evidence, c.draws, seed=c.seed + 1).weights[:, 0] / unit
-                        found: tuple[Tensor, int] | None = (again, 0)
-                    else:
-                        start = ensemble.sample_weights(c.draws, c.N, source) / unit
-                        found = _refined(method, denoise, start, evidence.scaled(unit)[0], c)
-                    if found is not None:
-                        costs["seconds"][i, j, k] = time.perf_counter() - began
-                        costs["evaluations"][i, j, k] = found[1]
-                        for metric, value in _compared(found[0], exact, evidence[0], c).items():
-                            values[metric][i, j, k] = value
-                    progress.update()
     dims = ("prior", "times", "method")
-    data: dict[str, Any] = {key: ((*dims, "row"), value, _label(*METRICS[key])) for key, value in values.items()}
-    data |= {key: (dims, value, _label(*COSTS[key])) for key, value in costs.items()}
-    data["condition"] = (dims[:2], conditions, _label("largest over smallest eigenvalue of the precision", "1"))
-    dataset = xr.Dataset(data, {"prior": list(c.priors), "times": list(c.lengths), "method": list(c.methods)})
-    dataset.attrs = global_attributes(
+    data: dict[str, Any] = {
+        key: ((*dims, "row"), np.full((*shape, c.rows), np.nan), _label(*about)) for key, about in METRICS.items()
+    }
+    data |= {key: (dims, np.full(shape, np.nan), _label(*about)) for key, about in COSTS.items()}
+    condition = _label("largest over smallest eigenvalue of the precision", "1")
+    data["condition"] = (dims[:2], np.full(shape[:2], np.nan), condition)
+    empty = xr.Dataset(data, {"prior": list(c.priors), "times": list(c.lengths), "method": list(c.methods)})
+    empty.attrs = global_attributes(
         "Refined draws beside the exact posterior", f"{c.draws} draws. {hardware()}", c, c.seed
     )
-    return dataset
+    kept = KeptRows(empty, dims, out)
+    with tqdm(total=math.prod(shape), unit="row", disable=None) as progress:
+        for i, name in enumerate(c.priors):
+            for j, T in enumerate(c.lengths):
+                missing = [k for k in range(shape[2]) if kept.missing(prior=i, times=j, method=k)]
+                progress.update(shape[2] - len(missing))
+                if not missing:
+                    continue
+                cell = _cell(name, T, c)
+                for k in missing:
+                    kept.add(_row(c.methods[k], cell, c), prior=i, times=j, method=k)
+                    progress.update()
+    return kept.results
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A recorded network, its prior and its posterior; draws in units of s₀."""
+
+    ensemble: FixedGain
+    denoise: Denoiser
+    evidence: Evidence
+    exact: Tensor
+    key: tuple[int, ...]
+
+
+def _cell(name: str, T: int, c: RefinementBenchmark) -> _Cell:
+    ensemble, denoise = c.prior(name)
+    key = (c.seed, PRIORS.index(name), c.N, T)
+    source = torch.Generator().manual_seed(network_seed(*key))
+    _, statistics = simulated(ensemble, 1, c.N, T, trials=1, noise_std=c.noise_std, dt=c.dt, generator=source)
+    noise = torch.tensor([statistics[0].noise_scale(c.noise_std)], dtype=torch.float64)
+    evidence = recording_evidence(statistics).over_noise(noise.square())
+    exact = exact_posterior(ensemble, evidence, c.draws, seed=c.seed).weights[:, 0] / c.unit
+    return _Cell(ensemble, denoise, evidence, exact, key)
+
+
+def _row(method: str, cell: _Cell, c: RefinementBenchmark) -> dict[str, Any]:
+    """Return what a method costs and how far it is off; nothing but the condition where it diverged."""
+    began = time.perf_counter()
+    values: dict[str, Any] = {"condition": float(cell.evidence.eigenvalues.max() / cell.evidence.eigenvalues.min())}
+    if method == "exact":
+        again = exact_posterior(cell.ensemble, cell.evidence, c.draws, seed=c.seed + 1).weights[:, 0] / c.unit
+        found: tuple[Tensor, int] | None = (again, 0)
+    else:
+        source = torch.Generator().manual_seed(network_seed(*cell.key, list(METHODS).index(method)))
+        start = cell.ensemble.sample_weights(c.draws, c.N, source) / c.unit
+        found = _refined(method, cell.denoise, start, cell.evidence.scaled(c.unit)[0], c)
+    if found is not None:
+        values |= {"seconds": time.perf_counter() - began, "evaluations": found[1]}
+        values |= _compared(found[0], cell.exact, cell.evidence[0], c)
+    return values
 
 
 def _refined(
@@ -216,9 +252,7 @@ def add_arguments(parser: OptionParser) -> None:
 def run(options: Namespace) -> int:
     """Run the benchmark, print its table, write its data."""
     config = from_options(RefinementBenchmark, options)
-    results = refinement_benchmark(config)
-    with whole_file(options.out) as temporary:
-        results.to_netcdf(temporary, engine="netcdf4")
+    results = refinement_benchmark(config, options.out)
     print(markdown_table(results))
     print(f"\n{config.draws} draws, {config.rows} rows; {hardware()}\nData: {options.out}")
     return 0

@@ -28,6 +28,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
+from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import network_seed
 from neurosde.evaluation.published_c2st import FOLDS, published_c2st
 from neurosde.evaluation.sbibm_published import METHODS, published
@@ -36,7 +37,7 @@ from neurosde.evaluation.timing import hardware
 from neurosde.models.samplers import STEPS
 from neurosde.models.vector_diffusion import LEAST_PAIRS, VectorTraining, train_vector_posterior
 from neurosde.options import OptionParser, add_options, from_options
-from neurosde.provenance import config_changes, config_json, global_attributes, whole_file
+from neurosde.provenance import global_attributes
 from neurosde.validation import check_count
 
 OF_OBSERVATION = {
@@ -87,20 +88,15 @@ def sbibm_benchmark(config: SbibmBenchmark, out: Path | None = None) -> xr.Datas
     Raises:
         ValueError: `out` is of another configuration, or no such file.
     """
-    results = _empty(config) if out is None or not out.exists() else _read(out, config)
-    rows = [(task, count) for task in config.tasks for count in config.simulations]
+    kept = KeptRows(_empty(config), ("task", "simulations"), out)
+    rows = [(i, j) for i in range(len(config.tasks)) for j in range(len(config.simulations))]
     with tqdm(rows, unit="row", disable=None) as progress:
-        for name, count in progress:
-            row = results["seconds"].sel({"task": name, "simulations": count})
-            if not math.isnan(float(row)):
-                continue
-            progress.set_description(f"{name}, {count}")
-            for key, value in _row(TASKS[name], count, config).items():
-                results[key].loc[{"task": name, "simulations": count}] = value
-            if out is not None:
-                with whole_file(out) as temporary:
-                    results.to_netcdf(temporary, engine="netcdf4")
-    return results
+        for i, j in progress:
+            name, count = config.tasks[i], config.simulations[j]
+            if kept.missing(task=i, simulations=j):
+                progress.set_description(f"{name}, {count}")
+                kept.add(_row(TASKS[name], count, config), task=i, simulations=j)
+    return kept.results
 
 
 def _empty(c: SbibmBenchmark) -> xr.Dataset:
@@ -127,20 +123,6 @@ def _contents(c: SbibmBenchmark) -> dict[str, Any]:
 
 def _training(c: SbibmBenchmark) -> VectorTraining:
     return VectorTraining(seed=c.seed)
-
-
-def _read(path: Path, c: SbibmBenchmark) -> xr.Dataset:
-    """Rows that were found already."""
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as there:
-            results = there.load()
-    except OSError as error:
-        raise ValueError(f"{path} is no result of this benchmark ({error}); choose another --out.") from error
-    changes = config_changes(str(results.attrs.get("config", "{}")), config_json(_contents(c)))
-    if changes or set(results.data_vars) != {*OF_OBSERVATION, *OF_ROW}:
-        changes = changes or "other variables"
-        raise ValueError(f"{path} is of another benchmark ({changes}); choose another --out.")
-    return results
 
 
 def _row(task: Task, simulations: int, c: SbibmBenchmark) -> dict[str, np.ndarray | float]:
