@@ -9,8 +9,8 @@ trains for about a minute on a CPU and prints something like
     figure: figures/04_train_conditional.png
 
 The posterior that comes with neurosde, `CFGPosterior.from_pretrained("base")`, was trained on five ensembles and all
-sizes in the same way. A training that was interrupted goes on where it was when the command is given again; name another
-folder, --posterior, to train anew.
+sizes in the same way. A training that was interrupted goes on where it was when the command is given again; name
+another folder, --posterior, to train anew.
 """
 
 import argparse
