@@ -209,7 +209,8 @@ _SUMMARY = (
 )
 _TASKS = (
     "Open an ensemble, then a task: all measures of it, means over its networks, after ± half of their 95 % interval. "
-    "The best of a column is in bold, on a coloured ground; a dash stands where there is no value."
+    "The best of a column, as the tables above say which values are better, is in bold, on a coloured ground; a dash "
+    "stands where there is no value."
 )
 _ABOUT = {
     "Recovery": "Errors of a point estimate of W, for a posterior its mean. Guessing zero has the relative error 1.",

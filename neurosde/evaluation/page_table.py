@@ -30,7 +30,8 @@ class Table:
         interval: what the intervals are, such as "95 % interval".
         digits: significant digits.
         half: half widths of intervals, of the columns that have them, shown as ±; instead of low and high.
-        plain: one of many that are alike: what signs mean is said elsewhere, and intervals have the values' colour.
+        plain: one of many that are alike: what signs mean and which values are better is said elsewhere, and intervals
+            have the values' colour.
     """
 
     caption: str
@@ -104,7 +105,7 @@ def shown_table(table: Table) -> dict[str, Any]:
         columns.append(
             {
                 "title": table.titles.get(name, str(name).replace("_", " ")),
-                "sense": "" if common else _sense(table.senses.get(name)),
+                "sense": "" if common or table.plain else _sense(table.senses.get(name)),
                 "number": any(isinstance(value, Real) for value in values),
             }
         )
