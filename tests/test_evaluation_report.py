@@ -271,12 +271,14 @@ def test_a_comparison_begins_with_a_table_for_each_group(comparison):
     path, results = comparison
     page = path.read_text("utf-8")
     titles = [text for _, text in Elements(page).of("h2")]
-    assert titles == ["Summary", "Recovery", "Posterior", "Exact posterior", "Prediction", "Cost", "Further measures", "Calibration",
+    assert titles == ["Summary", "Recovery", "Posterior", "Exact posterior", "Prediction", "Cost", "Further measures",
+                      "Calibration",
                       "Task by task", "How it was made"]  # fmt: skip
     summary = page[page.index('id="section-1"') : page.index('id="section-2"')]
     captions = [text for attributes, text in Elements(summary).of("span") if "id" in attributes]
     assert [caption.split(":")[0] for caption in captions] == [
-        "Relative error", "Energy score, relative", "KL from the exact posterior, nats a weight", "Log-likelihood of a held-out trial, nats per transition",
+        "Relative error", "Energy score, relative", "KL from the exact posterior, nats a weight",
+        "Log-likelihood of a held-out trial, nats per transition",
         "Seconds a network", "P of L-C2ST",
     ]  # fmt: skip
     first = summary[: summary.index("</table>")]
