@@ -18,9 +18,17 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/neurosde benchmark recovery
 
+# The benchmark, then the README's section and figures from its cube. Another suite, and options of the figures:
+# make results SUITE='--suite paper --workers 8' RESULTS=results/paper FIGURES='--networks 400'
+RESULTS = results/inference
+SUITE =
+FIGURES =
+PAGE = README.md
+GALLERY = examples/gallery
+
 results: .venv/ready
-	$(BIN)/neurosde benchmark inference --out results/inference
-	$(BIN)/python -m neurosde.evaluation.results_section results/inference README.md examples/gallery
+	$(BIN)/neurosde benchmark inference $(SUITE) --out $(RESULTS)
+	$(BIN)/python -m neurosde.evaluation.results_section $(FIGURES) $(RESULTS) $(PAGE) $(GALLERY)
 
 wheel: .venv/ready
 	rm -rf dist build

@@ -2,11 +2,14 @@
 
     python examples/03_train_prior.py
 
-trains for about a minute on a CPU, where an interrupted training is gone on with, and prints something like
+trains for about a minute on a CPU and prints something like
 
     columns of one sign: 92.7 % of drawn neurons, 100.0 % of fresh ones
     spectral radius: 2.02 ± 0.70 drawn, 2.03 ± 0.77 fresh
     figure: figures/03_train_prior.png
+
+A training that was interrupted goes on where it was when the command is given again; name another folder, --prior, to
+train anew.
 """
 
 import argparse
@@ -35,7 +38,6 @@ prior = train_prior(training, options.prior)
 N, count = 16, 20 if options.smoke else 500  # a size that it was not trained with
 drawn = prior.sample(count, N, generator=0, progress=True)
 fresh = ensemble.sample_weights(count, N, torch.Generator().manual_seed(1))
-
 
 radii, signs = [], []
 for W in (drawn, fresh):

@@ -2,14 +2,15 @@
 
     python examples/04_train_conditional.py
 
-trains for about a minute on a CPU, where an interrupted training is gone on with, and prints something like
+trains for about a minute on a CPU and prints something like
 
     error of W: ridge 0.69, exact Gaussian posterior 0.66, trained posterior 0.34
     90 % intervals cover 88 % of the weights
     figure: figures/04_train_conditional.png
 
 The posterior that comes with neurosde, `CFGPosterior.from_pretrained("base")`, was trained on five ensembles and all
-sizes in the same way.
+sizes in the same way. A training that was interrupted goes on where it was when the command is given again; name
+another folder, --posterior, to train anew.
 """
 
 import argparse

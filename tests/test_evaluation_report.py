@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from neurosde.cli import main
-from neurosde.evaluation.page import Picture, Section, picture, render_page, write_page
+from neurosde.evaluation.inference_methods import METHODS
+from neurosde.evaluation.inference_metrics import METRICS
+from neurosde.evaluation.inference_report import write_inference_report
+from neurosde.evaluation.inference_tasks import suite_tasks
+from neurosde.evaluation.page import Fold, Picture, Section, picture, render_page, write_page
 from neurosde.evaluation.page_table import Table, best
 
 MADE = {"Results": {"history": "2026 neurosde bench", "neurosde_version": "0", "git_commit": "abc", "config": "{}"}}
@@ -103,8 +108,8 @@ def test_a_table_says_what_is_best_in_more_than_weight():
 def test_words_may_stand_among_numbers():
     data = pd.DataFrame({"error": [0.5, "diverged", 0.25]}, pd.Index(["a", "b", "c"], name="method"))
     page = render_page("T", [Section("S", (), (Table("C", data, {"error": "lower"}),))], MADE)
-    assert '<td class="number">diverged</td>' in page
-    assert '<td class="number best"><strong>0.25</strong>' in page
+    assert '<table class="numbers">' in page and "<td>diverged\n" in page
+    assert '<td class="best"><strong>0.25</strong>' in page
 
 
 def test_every_level_of_the_rows_is_a_header():
@@ -122,9 +127,12 @@ def test_bad_tables_and_figures_are_refused():
         (lambda: Table("C", data, {"y": "lower"}), ValueError, r"senses must name columns, \['x'\]; got \['y'\]"),
         (lambda: Table("C", data, {"x": "smaller"}), ValueError, "must be 'lower', 'higher', a number or None"),
         (lambda: Table("C", data, titles={"y": "Y"}), ValueError, "titles must name columns"),
-        (lambda: Table("C", data, low=data, high=data), ValueError, "need low, high, and a text"),
-        (lambda: Table("C", data, low=data, interval="i"), ValueError, "need low, high, and a text"),
+        (lambda: Table("C", data, low=data, high=data), ValueError, "need low and high, or half alone, and a text"),
+        (lambda: Table("C", data, low=data, interval="i"), ValueError, "need low and high, or half alone, and a text"),
         (lambda: Table("C", data, low=data, high=data[:1], interval="i"), ValueError, "must have the rows of the data"),
+        (lambda: Table("C", data, half=data, low=data, high=data, interval="i"), ValueError, "or half alone"),
+        (lambda: Table("C", data, half=data), ValueError, "and a text that says what they are"),
+        (lambda: Fold(""), ValueError, "must have a title, by which it is opened"),
         (lambda: Picture("name", b"", "caption", ""), ValueError, "must have a caption and a text"),
     ):
         with pytest.raises(error, match=match):
@@ -224,6 +232,131 @@ def browse(tmp_path_factory):
     return call
 
 
+# The page of many methods on many tasks
+
+
+def invented(suite, methods, *, networks=8, draws=32):
+    """A cube such as `neurosde benchmark inference` writes, of numbers that are drawn, with two further measures."""
+    source = np.random.default_rng(0)
+    tasks, metrics = suite_tasks(suite), list(METRICS)
+    of_draws = [name.startswith("rank of") or name == "credibility" for name in metrics]
+    values = source.lognormal(0, 0.3, (len(tasks), len(methods), networks, len(metrics)))
+    values *= source.gamma(9, 1 / 9, (len(tasks), 1, 1, 1)) * source.gamma(4, 1 / 4, (1, len(methods), 1, len(metrics)))
+    values[..., of_draws] = source.integers(draws + 1, size=(*values.shape[:3], sum(of_draws))) / draws
+    values[..., metrics.index("seconds")] = values[:, :, :1, metrics.index("seconds")]
+    values[0, 1] = np.nan  # diverged
+    values[:, 0][..., of_draws] = np.nan  # an estimate without draws
+    about = {"long_name": "divergence", "units": "nats", "better": "lower", "group": "Posterior"}
+    names = ("ensemble", "neurons", "times", "trials", "gain", "noise_std", "observed")
+    return xr.Dataset(
+        {
+            "results": (("task", "method", "network", "metric"), values),
+            "divergence": (("task", "method", "network"), source.random(values.shape[:3]), about),
+            "local_c2st_overall_p": ("method", source.random(len(methods))),
+            "l_c2st": (("task", "method"), source.random(values.shape[:2]), {"long_name": "p of L-C2ST"}),
+        },
+        {"task": [task.name for task in tasks], "method": list(methods), "metric": metrics}
+        | {name: ("task", [getattr(task, name) for task in tasks]) for name in names},
+        {"config": json.dumps({"draws": draws}), "history": "invented"},
+    )
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    results = invented("quick", list(METHODS)[:6])
+    return write_inference_report(results, tmp_path_factory.mktemp("comparison")), results
+
+
+def test_a_comparison_begins_with_a_table_for_each_group(comparison):
+    path, results = comparison
+    page = path.read_text("utf-8")
+    titles = [text for _, text in Elements(page).of("h2")]
+    assert titles == ["Summary", "Recovery", "Posterior", "Exact posterior", "Prediction", "Cost", "Further measures",
+                      "Calibration",
+                      "Task by task", "How it was made"]  # fmt: skip
+    summary = page[page.index('id="section-1"') : page.index('id="section-2"')]
+    captions = [text for attributes, text in Elements(summary).of("span") if "id" in attributes]
+    assert [caption.split(":")[0] for caption in captions] == [
+        "Relative error", "Energy score, relative", "KL from the exact posterior, nats a weight",
+        "Log-likelihood of a held-out trial, nats per transition",
+        "Seconds a network", "P of L-C2ST",
+    ]  # fmt: skip
+    first = summary[: summary.index("</table>")]
+    heads = [text for attributes, text in Elements(first).of("th") if attributes["scope"] == "col"]
+    assert heads == ["method", "gaussian", "dale", "sparse", "low-rank", "block", "all"]
+    error = results["results"].sel(metric="relative_error")
+    dale = error.isel(task=[1, 6], method=2).mean().item()
+    row = first[first.index("lagged covariances") :].split("</tr>")[0]
+    assert f"{dale:#.3g}" in row.split("<td")[2]
+    ridge = first[first.index("ridge") :].split("</tr>")[0].split("<td")
+    assert "(1/2)" in ridge[1] and "±" not in ridge[1] and "(7/8)" in ridge[6] and "best" not in ridge[1]
+
+
+def test_all_that_is_measured_is_on_the_page_task_by_task(comparison):
+    path, results = comparison
+    page = path.read_text("utf-8")
+    detail = page[page.index(">Task by task</h2>") :]
+    found = Elements(detail)
+    tasks = [text for _, text in found.of("summary")]
+    assert {*results["task"].values, *results["ensemble"].values} == set(tasks)
+    block = detail[detail.index("Posterior, block-N10") :]
+    assert "divergence, nats" in block[: block.index("</table>")]
+    cell = results["divergence"].isel(task=4, method=3).mean().item()
+    assert f"{cell:#.3g}" in block[: block.index("</table>")]
+    assert "by_axis" not in "".join(one.name for one in path.parent.iterdir())  # no two tasks differ in one thing
+    assert len(found.of("table")) == 8 * 6 + 1 == len(found.of("caption"))  # of each group, and how it was made
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    results = invented("paper", list(METHODS))
+    assert results["results"].sizes["task"] == 480
+    began = time.perf_counter()
+    path = write_inference_report(results, tmp_path_factory.mktemp("paper"))
+    return path, time.perf_counter() - began
+
+
+@pytest.mark.slow
+def test_the_page_of_the_whole_grid_is_small_and_soon_made(paper):
+    path, seconds = paper
+    assert path.stat().st_size < 10e6
+    assert seconds < 60  # 8 s on one core of a server
+    page = path.read_text("utf-8")
+    found = Elements(page)
+    names = [attributes["id"] for _, attributes, _ in found.found if "id" in attributes]
+    assert len(found.of("table")) > 2300 and len(set(names)) == len(names)
+    assert not re.findall(r"https?://", page) and not re.findall(r"<(?:script|link|iframe|object|embed)\b", page)
+    texts = [attributes["alt"] for attributes, _ in found.of("img")]
+    assert len(texts) == 5 and all(len(re.findall(r"\d", text)) > 4 for text in texts)
+    assert sum("times of a trial 1000: " in text and "noise σ 0.3: " in text for text in texts) == 3
+
+
+def layout(browse, page, folder, width):
+    """How a browser lays a page out in a frame of that width."""
+    framed = folder / "framed.html"
+    framed.write_text(FRAME.format(width=width, page=html.escape(page)), "utf-8")
+    dumped = browse(framed, f"--window-size={width},1600", "--dump-dom")
+    return json.loads(html.unescape(re.findall(r'data-measured="(.*?)"', dumped)[0]))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_folds_closed_and_open(comparison, browse, tmp_path, width):
+    """Nothing reaches beyond the margin, and what is folded takes no room."""
+    page = comparison[0].read_text("utf-8")
+    opened = page.replace("<details>", "<details open>")
+    assert opened != page
+    found = [layout(browse, one, tmp_path, width) for one in (page, opened)]
+    for one in found:
+        assert one["width"] == width and one["overflow"] == 0 and one["wide"] == []
+    assert 2000 < found[0]["height"] < found[1]["height"] / 2
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_of_the_whole_grid(paper, browse, tmp_path):
+    found = layout(browse, paper[0].read_text("utf-8"), tmp_path, 390)
+    assert found["overflow"] == 0 and found["wide"] == [] and 2000 < found["height"] < 20000
+
+
 FRAME = """<!DOCTYPE html><html><body style="margin: 0"><iframe style="border: 0; display: block; width: {width}px;
 height: 1600px" srcdoc="{page}"></iframe><script>
 addEventListener("load", () => {{
@@ -231,7 +364,7 @@ addEventListener("load", () => {{
   const wide = [...page.querySelectorAll("body *")].filter(one =>
     !one.closest(".scroll *") && one.getBoundingClientRect().right > root.clientWidth + 1);
   document.body.dataset.measured = JSON.stringify({{
-    width: root.clientWidth, overflow: root.scrollWidth - root.clientWidth,
+    width: root.clientWidth, height: root.scrollHeight, overflow: root.scrollWidth - root.clientWidth,
     wide: wide.map(one => one.outerHTML.slice(0, 80)),
     images: [...page.images].map(one => one.complete ? one.naturalWidth : 0)}});
 }});
@@ -239,20 +372,18 @@ addEventListener("load", () => {{
 
 
 @pytest.mark.parametrize("report", ["refined"], indirect=True)
-@pytest.mark.parametrize("width", [1280, 480])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_the_page(report, browse, tmp_path, width):
     """In a frame of that width, since windows cannot be made as narrow as a telephone."""
-    framed, shot = tmp_path / "framed.html", tmp_path / "page.png"
-    framed.write_text(FRAME.format(width=width, page=html.escape(report.read_text("utf-8"))), "utf-8")
-    browse(framed, f"--window-size={width},1600", f"--screenshot={shot}")
+    shot = tmp_path / "page.png"
+    found = layout(browse, report.read_text("utf-8"), tmp_path, width)
+    browse(tmp_path / "framed.html", f"--window-size={width},1600", f"--screenshot={shot}")
     with Image.open(shot) as image:
         assert image.size == (width, 1600)
         pixels = np.asarray(image.convert("L"), dtype=float)
     # Text and figures on a light ground, in every fifth of the page.
     assert all(part.std() > 5 for part in np.array_split(pixels, 5)) and (pixels > 250).mean() > 0.5
     assert (pixels[:, -4:] == pixels[0, -1]).all()  # nothing reaches the right margin
-    found = Elements(browse(framed, f"--window-size={width},1600", "--dump-dom")).of("body")[0][0]["data-measured"]
-    found = json.loads(found)
     assert found["width"] == width and found["overflow"] == 0 and found["wide"] == []
     assert len(found["images"]) == 5 and min(found["images"]) > 300  # all are decoded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,14 @@ import xarray as xr
 from scipy.stats import t as student
 
 from neurosde.evaluation.calibration import coverage_error, coverage_error_of_exact, holm
+from neurosde.evaluation.inference_averages import ALL, Averages, averages, by_ensemble
 from neurosde.evaluation.inference_methods import METHODS
 from neurosde.evaluation.inference_metrics import METRICS, RANKS
-from neurosde.evaluation.page import Picture, Section, picture, write_page
+from neurosde.evaluation.measures import Measure, measured, measures
+from neurosde.evaluation.page import Fold, Section, write_page
 from neurosde.evaluation.page_table import Table
 from neurosde.evaluation.rank_calibration import uniformity
 
-GROUPS = {
-    "Recovery": (
-        "relative_error", "correlation", "r2", "edge_auc", "sign_accuracy", "eigenvalue_error", "singular_value_error"
-    ),
-    "Posterior": ("energy_score", "crps", "log_score", "coverage_90", "contraction"),
-    "Exact posterior": (
-        "to_exact", "sd_ratio", "least_variance", "largest_variance", "kl", "kl_floor", "c2st_mlp", "c2st_forest",
-        "c2st_ratio"
-    ),
-    "Prediction": ("held_out", "misfit", "lyapunov_error", "fixed_point_distance"),
-    "Cost": ("seconds", "memory"),
-}  # fmt: skip
 SHOWN = ("relative_error", "edge_auc", "energy_score", "coverage_90", "contraction", "held_out", "seconds")
 _LEVEL = 0.95
 
@@ -96,36 +86,36 @@ def markdown_tables(results: xr.Dataset) -> str:
 
 
 def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
-    """Write the page, and its figures beside it.
+    """Write the page, and its figures beside it: a summary, then each group of measures, then each task, folded.
 
     Returns:
         Path of the page.
     """
-    sections = []
-    for title, metrics in GROUPS.items():
-        mean, half = means(results, metrics)
-        present = [name for name in metrics if mean[name].notna().any()]
-        if not present:
-            continue
-        tables = []
-        for task in map(str, results["task"].values):
-            of_task, spread = (pd.DataFrame(frame.xs(task, level="task")[present]) for frame in (mean, half))
-            of_task = of_task.dropna(how="all")
-            spread = spread.reindex(of_task.index)
-            tables.append(
-                Table(
-                    f"{title}, {task}: means over networks",
-                    of_task,
-                    senses={name: METRICS[name][1] for name in present},
-                    titles={name: METRICS[name][0] for name in present},
-                    low=of_task - spread,
-                    high=of_task + spread,
-                    interval="95 % interval of the mean over networks",
-                    digits=3,
-                )
-            )
-        pictures: tuple[Picture, ...] = (_errors(results),) if title == "Recovery" else ()
-        sections.append(Section(title, (_ABOUT[title],), tuple(tables), pictures))
+    from neurosde.evaluation import inference_figures as figures  # here, since matplotlib is slow to import
+
+    names = [str(name) for name in results["method"].values]
+    titles = {name: METHODS[name] for name in names}
+    known = {name: one for name, one in measures(results).items() if one.group != "Calibration"}
+    groups: dict[str, list[Measure]] = {}
+    for one in known.values():
+        groups.setdefault(one.group, []).append(one)
+    sets, axes = by_ensemble(results), figures.axes_of(results)
+    found = {
+        name: averages(measured(results, name), sets, list(titles.values())) for name in known
+    }  # of each measure, by ensemble
+    chief = [_averaged(members[0], found[members[0].name]) for members in groups.values()]
+    overview = (figures.errors(found["relative_error"]),) if "relative_error" in found else ()
+    sections = [Section("Summary", _SUMMARY, tuple(chief), overview)]
+    for group, members in groups.items():
+        drawn = [
+            figures.against_axes(results, one, list(titles.values()), axes)
+            for one in members
+            if axes and one.name in _DRAWN
+        ]
+        folds = [Fold(f"The numbers of this figure: {table.caption}", tables=(table,)) for _, table in drawn]
+        folds += [Fold(_capital(one.title), tables=(_averaged(one, found[one.name]),)) for one in members[1:]]
+        about = (_ABOUT[group],) if group in _ABOUT else ()
+        sections.append(Section(group, about, (), tuple(shown for shown, _ in drawn), tuple(folds)))
     calibration = calibration_table(results)
     if len(calibration):
         table = Table(
@@ -133,13 +123,95 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
             titles={"p": "p of uniform ranks, after Holm", "tarp": "error of expected coverage (TARP)",
                     "tarp_exact": "95 % of exact posteriors stay below", "local": "p of L-C2ST"}, digits=2,
         )  # fmt: skip
-        sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,)))
+        curves = figures.calibration(results, titles)
+        sections.append(Section("Calibration", (_ABOUT["Calibration"],), (table,), (curves,) if curves else ()))
+    sections.append(Section("Task by task", (_TASKS,), folds=tuple(task_folds(results, list(known.values())))))
     count = results.sizes
     summary = f"Tasks: {count['task']}. Methods: {count['method']}. Networks of each task: {count['network']}."
     return write_page(folder, "Which wiring: methods beside each other", sections, {"results.nc": results.attrs},
                       summary=summary)  # fmt: skip
 
 
+def task_folds(results: xr.Dataset, shown: Sequence[Measure]) -> list[Fold]:
+    """A fold for each ensemble and in it one for each task, with a table for each group of measures."""
+    titles = [METHODS[str(name)] for name in results["method"].values]
+    names = [str(task) for task in results["task"].values]
+    found = {
+        one.name: averages(measured(results, one.name), {name: [k] for k, name in enumerate(names)}, titles)
+        for one in shown
+    }
+    sets = {name: chosen for name, chosen in by_ensemble(results).items() if name != ALL}
+    folds = []
+    for ensemble, chosen in sets.items():
+        inner = []
+        for name in (names[k] for k in chosen):
+            tables = []
+            for group in dict.fromkeys(one.group for one in shown):
+                members = [one for one in shown if one.group == group and found[one.name].possible[name]]
+                if members:
+                    tables.append(_of_task(f"{group}, {name}", members, found, name))
+            inner.append(Fold(name, _hint(found, name), tables=tuple(tables)))
+        count = f"{len(chosen)} task{'s' if len(chosen) > 1 else ''}"
+        folds.append(Fold(ensemble, count, folds=tuple(inner), open=len(names) <= _FEW))
+    return folds
+
+
+def _of_task(caption: str, members: Sequence[Measure], found: Mapping[str, Averages], task: str) -> Table:
+    mean = pd.DataFrame({one.name: found[one.name].mean[task] for one in members}).dropna(how="all")
+    half = pd.DataFrame({one.name: found[one.name].half[task] for one in members}).loc[mean.index]
+    return Table(
+        caption, mean, {one.name: one.sense for one in members}, {one.name: one.title for one in members},
+        interval=_INTERVAL if half.notna().to_numpy().any() else "", digits=3,
+        half=half if half.notna().to_numpy().any() else None, plain=True,
+    )  # fmt: skip
+
+
+def _hint(found: Mapping[str, Averages], task: str) -> str:
+    """The best method of a task."""
+    if "relative_error" not in found or not found["relative_error"].possible[task]:
+        return ""
+    mean = found["relative_error"].mean[task]
+    return f"least relative error {mean.min():.2f}, {mean.index.to_list()[int(mean.argmin())]}"
+
+
+def _averaged(measure: Measure, found: Averages) -> Table:
+    """A measure by ensemble; means over fewer tasks than there are say so, and are not compared."""
+    rows = found.mean.notna().any(axis=1)
+    columns = [name for name, count in found.possible.items() if count]
+    data, half = found.mean.loc[rows, columns], found.half.loc[rows, columns]
+    complete = found.complete.loc[rows, columns]
+    values, there = data.to_numpy(), found.tasks.loc[rows, columns].to_numpy()
+    shown = data.astype(object)
+    for method, name in zip(*np.nonzero(~complete.to_numpy() & data.notna().to_numpy()), strict=True):
+        of = f"{there[method, name]}/{found.possible[columns[name]]}"
+        shown.iat[method, name] = f"{values[method, name]:#.3g} ({of})"
+    spread = half.where(complete)
+    return Table(
+        f"{_capital(measure.title)}: mean over tasks and networks", shown, {name: measure.sense for name in columns},
+        interval=_INTERVAL if spread.notna().to_numpy().any() else "", digits=3,
+        half=spread if spread.notna().to_numpy().any() else None,
+    )  # fmt: skip
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+_FEW = 20  # tasks that are listed from the start
+_DRAWN = ("relative_error", "energy_score", "seconds")
+_INTERVAL = "half of the 95 % interval of the mean over networks"
+_SUMMARY = (
+    "One measure of each group, by ensemble, averaged over all tasks of it; further measures, each task by itself and "
+    "how it was made follow. All methods see the same networks, so that differences between them are surer than the "
+    "intervals of either.",
+    "A mean over fewer tasks than others have, since the method diverged in the rest, is not compared with theirs; of "
+    "how many tasks it is stands in brackets.",
+)
+_TASKS = (
+    "Open an ensemble, then a task: all measures of it, means over its networks, after ± half of their 95 % interval. "
+    "The best of a column, as the tables above say which values are better, is in bold, on a coloured ground; a dash "
+    "stands where there is no value."
+)
 _ABOUT = {
     "Recovery": "Errors of a point estimate of W, for a posterior its mean. Guessing zero has the relative error 1.",
     "Posterior": "How well draws tell where W is. Coverage alone says little: the prior covers as announced, too; so "
@@ -156,32 +228,6 @@ _ABOUT = {
     "gain of a task is one of many that methods allow, and they are not told it: over few tasks of one gain ranks "
     "cannot be uniform, and neurosde benchmark posterior is the test of that.",
 }
-
-
-def _errors(results: xr.Dataset) -> Picture:
-    from matplotlib.figure import Figure  # here, since matplotlib is slow to import
-
-    mean, half = means(results, ("relative_error",))
-    tasks = [str(task) for task in results["task"].values]
-    methods = [METHODS[str(name)] for name in results["method"].values]
-    figure = Figure(figsize=(9, 1.2 + 0.32 * len(methods)), layout="constrained")
-    axes = figure.subplots()
-    for k, task in enumerate(tasks):
-        values = mean["relative_error"].loc[task].reindex(methods)
-        spread = half["relative_error"].loc[task].reindex(methods)
-        height = np.arange(len(methods)) + 0.6 * (k / max(1, len(tasks) - 1) - 0.5)
-        axes.errorbar(values, height, xerr=spread, fmt="o", markersize=4, label=task, color=f"C{k % 10}")
-    axes.axvline(1, color="0.6", linewidth=1)
-    axes.set(xscale="log", xlabel="relative error |Ŵ − W|/|W|", yticks=range(len(methods)), yticklabels=methods)
-    axes.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
-    axes.set_xticks([], minor=True)
-    axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    finite = mean["relative_error"].dropna()
-    known = [task for task in tasks if task in finite.index.get_level_values("task")]
-    best = "; ".join(f"{task}: {finite.loc[task].idxmin()}, {finite.loc[task].min():.2f}" for task in known)
-    return picture("errors", figure, "Relative errors with 95 % intervals, by method and task.",
-                   f"Least error of each task: {best}.")  # fmt: skip
 
 
 def _draws(results: xr.Dataset) -> int:

@@ -3,7 +3,7 @@
 A page needs no network, follows the reader's light or dark mode and can be read by keyboard and screen reader: every
 table has a caption and marked headers, every figure a text that says in numbers what is to be seen, the best value of a
 column is in bold, on a ground of its own, and named as such for those who cannot see it, and each column says which
-values are better.
+values are better. What few readers need is folded, in the browser's own way, which needs no script.
 
 References:
     Web Content Accessibility Guidelines 2.2 (W3C, 2023), https://www.w3.org/TR/WCAG22/
@@ -66,12 +66,37 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: a heading, then paragraphs, tables and figures."""
+    """A part of a page: a heading, then paragraphs, tables, figures, and what is folded."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    folds: tuple[Fold, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is shown when its title is clicked on or chosen by keyboard.
+
+    Attributes:
+        title: what always stands there.
+        hint: what stands behind it, in a quieter colour.
+        text: paragraphs, then tables, figures, and folds within the fold.
+        open: whether it is open from the start.
+    """
+
+    title: str
+    hint: str = ""
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    open: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            raise ValueError("what is folded must have a title, by which it is opened; got none.")
 
 
 def picture(name: str, figure: Figure, caption: str, alt: str) -> Picture:
@@ -103,20 +128,11 @@ def render_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files("neurosde.evaluation").joinpath("page.html").read_text("utf-8"))
-    shown = [
-        {
-            "title": section.title,
-            "text": section.text,
-            "tables": [shown_table(table) for table in section.tables],
-            "pictures": [_shown_picture(one) for one in section.pictures],
-        }
-        for section in sections
-    ]
     html = template.render(
         title=title,
         summary=summary,
         notes=notes,
-        sections=shown,
+        sections=[_shown(section) for section in sections],
         made={name: _made(attributes) for name, attributes in made.items()},
     )
     return html.lstrip()
@@ -140,13 +156,28 @@ def write_page(
         OSError: the folder cannot be written, or the disk is full.
     """
     path = Path(folder) / "report.html"
-    for section in sections:
-        for one in section.pictures:
-            with whole_file(path.with_name(f"{one.name}.png")) as temporary:
-                temporary.write_bytes(one.png)
+    for one in _pictures(sections):
+        with whole_file(path.with_name(f"{one.name}.png")) as temporary:
+            temporary.write_bytes(one.png)
     with whole_file(path) as temporary:
         temporary.write_text(render_page(title, sections, made, summary=summary, notes=notes), encoding="utf-8")
     return path
+
+
+def _pictures(holders: Sequence[Section | Fold]) -> list[Picture]:
+    return [one for holder in holders for one in (*holder.pictures, *_pictures(holder.folds))]
+
+
+def _shown(holder: Section | Fold) -> dict[str, Any]:
+    """A section or a fold as the template takes it."""
+    own = {"hint": holder.hint, "open": holder.open} if isinstance(holder, Fold) else {}
+    return own | {
+        "title": holder.title,
+        "text": holder.text,
+        "tables": [shown_table(table) for table in holder.tables],
+        "pictures": [_shown_picture(one) for one in holder.pictures],
+        "folds": [_shown(fold) for fold in holder.folds],
+    }
 
 
 def _shown_picture(one: Picture) -> dict[str, Any]:

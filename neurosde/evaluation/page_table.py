@@ -29,6 +29,9 @@ class Table:
         high: their upper ends.
         interval: what the intervals are, such as "95 % interval".
         digits: significant digits.
+        half: half widths of intervals, of the columns that have them, shown as ±; instead of low and high.
+        plain: one of many that are alike: what signs mean and which values are better is said elsewhere, and intervals
+            have the values' colour.
     """
 
     caption: str
@@ -39,6 +42,8 @@ class Table:
     high: pd.DataFrame | None = None
     interval: str = ""
     digits: int = 4
+    half: pd.DataFrame | None = None
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, pd.DataFrame):
@@ -52,13 +57,12 @@ class Table:
         for sense in self.senses.values():
             if isinstance(sense, str) and sense not in ("lower", "higher"):
                 raise ValueError(f"a sense must be 'lower', 'higher', a number or None; got {sense!r}.")
-        ends = (self.low, self.high)
-        if any(end is not None for end in ends):
-            if self.low is None or self.high is None or not self.interval:
-                raise ValueError("intervals need low, high, and a text that says what they are; one is missing.")
-            for end in (self.low, self.high):
-                if not end.index.equals(self.data.index) or not set(end.columns) <= set(self.data.columns):
-                    raise ValueError("low and high must have the rows of the data and some of its columns.")
+        given = [frame for frame in (self.low, self.high, self.half) if frame is not None]
+        if given and (len(given) != (2 if self.half is None else 1) or not self.interval):
+            raise ValueError("intervals need low and high, or half alone, and a text that says what they are.")
+        for frame in given:
+            if not frame.index.equals(self.data.index) or not set(frame.columns) <= set(self.data.columns):
+                raise ValueError("low, high and half must have the rows of the data and some of its columns.")
 
 
 def best(column: pd.Series, sense: Sense, digits: int = 4) -> np.ndarray:
@@ -83,7 +87,7 @@ def best(column: pd.Series, sense: Sense, digits: int = 4) -> np.ndarray:
     group = np.zeros(len(column), dtype=int) if levels == 1 else column.groupby(level=list(range(levels - 1))).ngroup()
     for one in np.unique(group):
         rows = np.flatnonzero((group == one) & np.isfinite(worse))
-        shown = [f"{worse[row]:.{digits}g}" for row in rows]
+        shown = [_number(worse[row], digits) for row in rows]
         if len(set(shown)) > 1:
             winner = shown[int(np.argmin(worse[rows]))]
             marked[[row for row, text in zip(rows, shown, strict=True) if text == winner]] = True
@@ -93,34 +97,42 @@ def best(column: pd.Series, sense: Sense, digits: int = 4) -> np.ndarray:
 def shown_table(table: Table) -> dict[str, Any]:
     """Return a table as the page's template takes it."""
     data = table.data
-    marked = {name: best(data[name], table.senses.get(name), table.digits) for name in data.columns}
-    columns = [
-        {
-            "title": table.titles.get(name, str(name).replace("_", " ")),
-            "sense": _sense(table.senses.get(name)),
-            "number": bool(data[name].map(lambda value: isinstance(value, Real)).any()),
-        }
-        for name in data.columns
-    ]
-    rows = []
-    for number, label in enumerate(data.index):
-        cells = [
+    senses = [_sense(table.senses.get(name)) for name in data.columns]
+    common = senses[0] if len(senses) > 1 and len(set(senses)) == 1 else ""  # said once, not over each column
+    columns, cells = [], []
+    for name in data.columns:
+        values = list(data[name])
+        columns.append(
             {
-                "text": _text(data[name].iloc[number], table.digits),
-                "best": bool(marked[name][number]),
-                "interval": _interval(table, name, number),
-                "number": column["number"],
+                "title": table.titles.get(name, str(name).replace("_", " ")),
+                "sense": "" if common or table.plain else _sense(table.senses.get(name)),
+                "number": any(isinstance(value, Real) for value in values),
             }
-            for name, column in zip(data.columns, columns, strict=True)
-        ]
-        rows.append({"labels": label if isinstance(label, tuple) else (label,), "cells": cells})
-    notes = [f"In brackets: {table.interval}."] if table.interval else []
-    if any(cell["text"] == "–" for row in rows for cell in row["cells"]):
+        )
+        marked = best(data[name], table.senses.get(name), table.digits)
+        texts = [_text(value, table.digits, zeros=table.half is not None) for value in values]
+        cells.append(list(zip(texts, marked.tolist(), _intervals(table, name), strict=True)))
+    rows = [
+        {"labels": label if isinstance(label, tuple) else (label,), "cells": row}
+        for label, row in zip(data.index, zip(*cells, strict=True), strict=True)
+    ]
+    return {
+        "caption": table.caption, "note": "" if table.plain else _notes(table, cells, common), "plain": table.plain,
+        "row_names": [str(name or "").replace("_", " ") for name in data.index.names], "columns": columns,
+        "rows": rows, "numbers": all(column["number"] for column in columns),
+    }  # fmt: skip
+
+
+def _notes(table: Table, cells: list[list[tuple[str, bool, str]]], sense: str) -> str:
+    """What a reader must know of values and signs in the table."""
+    notes = [f"{sense[0].upper()}{sense[1:]}."] if sense else []
+    if table.interval:
+        notes.append(f"{'In brackets' if table.half is None else 'After ±'}: {table.interval}.")
+    if any(text == "–" for column in cells for text, *_ in column):
         notes.append("A dash stands where there is no value.")
-    if any(marks.any() for marks in marked.values()):
+    if any(marked for column in cells for _, marked, _ in column):
         notes.append("The best of a column is in bold, on a coloured ground.")
-    names = [str(name or "").replace("_", " ") for name in data.index.names]
-    return {"caption": table.caption, "note": " ".join(notes), "row_names": names, "columns": columns, "rows": rows}
+    return " ".join(notes)
 
 
 def _sense(sense: Sense) -> str:
@@ -129,14 +141,27 @@ def _sense(sense: Sense) -> str:
     return f"{sense} is better" if isinstance(sense, str) else f"nearest to {sense:g} is best"
 
 
-def _text(value: Any, digits: int) -> str:
+def _text(value: Any, digits: int, *, zeros: bool) -> str:
     if isinstance(value, Real):
-        return "–" if math.isnan(value) else f"{float(value):.{digits}g}"
+        return "–" if math.isnan(value) else _number(float(value), digits, zeros=zeros)
     return "–" if value is None else str(value)
 
 
-def _interval(table: Table, name: str, row: int) -> str:
+def _number(value: float, digits: int, *, zeros: bool = False) -> str:
+    """Significant digits, zeros among them if they are wanted; without an exponent up to a million."""
+    if 10.0 ** (digits - 1) <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}" if zeros else f"{value:.{digits}g}"
+
+
+def _intervals(table: Table, name: str) -> list[str]:
+    if table.half is not None and name in table.half:
+        return ["" if math.isnan(half) else f"± {_number(half, 2, zeros=True)}" for half in table.half[name]]
     if table.low is None or table.high is None or name not in table.low or name not in table.high:
-        return ""
-    low, high = table.low[name].iloc[row], table.high[name].iloc[row]
-    return "" if math.isnan(low) or math.isnan(high) else f"{low:.{table.digits}g} … {high:.{table.digits}g}"
+        return [""] * len(table.data)
+    ends = zip(table.low[name], table.high[name], strict=True)
+    return [
+        "" if math.isnan(low) or math.isnan(high)
+        else f"({_number(low, table.digits)} … {_number(high, table.digits)})"
+        for low, high in ends
+    ]  # fmt: skip

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 METHODS = ("NPE", "SNPE", "NLE", "SNLE", "NRE", "SNRE")
-# For a task and a number of simulations, of each method: C2ST, and that of standardised draws, as ours are.
+# For a task and a number of simulations, of each method: C2ST, and that of standardised draws.
 PUBLISHED = {
     ("two_moons", 1000): (
         (0.667, 0.724), (0.617, 0.655), (0.629, 0.670), (0.623, 0.662), (0.800, 0.865), (0.614, 0.649),
