@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from neurosde.models.edm import Denoiser, Evidence
-from neurosde.models.split_gibbs import SWEEPS as SWEEPS  # refined_calibration takes it from here
 from neurosde.validation import check_count, check_positive
 
 LARGEST_STEP = 10.0  # of a guided mean, over |x| and |W|, beyond which no posterior lies

@@ -193,8 +193,8 @@ def test_it_starts_from_a_trained_one_whatever_ensembles_that_knows(names):
 
 def test_a_deeper_network_starts_from_a_shallower_one():
     """Its further blocks at first add nothing, and they are not stuck there."""
-    config = PriorTraining(ensembles=(Dale(1.5),), sizes=(6,), preset="deep", start="dale", batch_entries=72)
-    module, there = DenoiserModule(config), load_prior("dale").network
+    config = PriorTraining(ensembles=(Dale(1.5),), sizes=(6,), preset="deep", start="gaussian", batch_entries=72)
+    module, there = DenoiserModule(config), load_prior("gaussian").network
     assert len(module.network.blocks) == 6 and len(there.blocks) == 4
     z, u = torch.randn(2, 2, 6, 6, generator=generator())
     torch.testing.assert_close(module.network(z, u, torch.zeros(2)), there(z, u, torch.zeros(2)), rtol=1e-5, atol=1e-5)

@@ -43,8 +43,8 @@ from neurosde.evaluation.posterior_benchmark import (
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transitions
 from neurosde.models.diffusion_cfg import CFGPosterior
-from neurosde.models.dps import SWEEPS
 from neurosde.models.model_files import model_label
+from neurosde.models.split_gibbs import SWEEPS
 from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
