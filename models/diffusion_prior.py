@@ -20,6 +20,8 @@ from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count
 
+STEPS = 32  # noise levels of draws by a trained network
+
 
 @dataclass(frozen=True)
 class PriorConfig:
@@ -87,7 +89,7 @@ class DiffusionPrior:
         N: int,
         *,
         family: str | None = None,
-        steps: int = 40,
+        steps: int = STEPS,
         method: Method = "multistep",
         generator: int | torch.Generator | None = None,
         progress: bool = False,

@@ -26,6 +26,7 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.dynamics import Dynamics
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
@@ -39,7 +40,6 @@ from neurosde.models.prediction import input_spread, kept_draws, predict
 from neurosde.models.recorded import recording_statistics, recording_time_constants, recording_transitions
 from neurosde.models.refined_inference import refined_draws, rollout_likelihood
 from neurosde.models.refinement import Refinement
-from neurosde.models.weight_posterior import STEPS
 from neurosde.residuals import ResidualCheck, residual_checks
 from neurosde.time_constant import TimeConstantStatistics, check_range
 

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from neurosde.datasets.schema import SCHEMA_VERSION, variables
-from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
+from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
 from neurosde.models.samplers import Method
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, make_folder, whole_file
@@ -26,7 +26,7 @@ class PriorSampling:
     num: int = field(default=100, metadata={"help": "number of matrices"})
     N: int = field(default=50, metadata={"help": "neurons", "flags": ("--N",)})
     family: str | None = field(default=None, metadata={"help": "ensemble, for a prior of several (default: any)"})
-    steps: int = field(default=40, metadata={"help": "noise levels"})
+    steps: int = field(default=STEPS, metadata={"help": "noise levels"})
     method: Method = field(default="multistep", metadata={"help": "sampler"})
     seed: int = field(default=0, metadata={"help": "seed"})
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.diffusion_prior import with_exact_zeros
+from neurosde.models.diffusion_prior import STEPS, with_exact_zeros
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from neurosde.models.diffusion_cfg import CFGPosterior
 
 Refiner = Literal["gibbs", "mmps", "pigdm", "dps"]
-STEPS = 40
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
 

@@ -46,13 +46,13 @@ from neurosde.evaluation.scores import spread_ratios
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.edm import Evidence
 from neurosde.models.empirical_bayes import empirical_bayes, ridge
 from neurosde.models.exact_posterior import BURN_IN, CHAINS, THIN, ExactPosterior, exact_posterior, gain_nodes
 from neurosde.models.gaussian_posterior import GaussianPosterior, gaussian_log_evidence
 from neurosde.models.model_files import model_label
 from neurosde.models.recorded import recording_evidence
-from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
 from neurosde.validation import check_count, check_positive, check_time_step, optional_package

@@ -44,10 +44,10 @@ from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transition_statistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.empirical_bayes import empirical_bayes, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.model_files import model_label
-from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
 from neurosde.solve import simulate_rate_network

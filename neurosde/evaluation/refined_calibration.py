@@ -43,9 +43,9 @@ from neurosde.evaluation.posterior_benchmark import (
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transitions
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.model_files import model_label
 from neurosde.models.split_gibbs import SWEEPS
-from neurosde.models.weight_posterior import STEPS
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
 from neurosde.solve import simulate_rate_network

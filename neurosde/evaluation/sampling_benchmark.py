@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from neurosde.evaluation.resident import peak, reset_peak
 from neurosde.evaluation.timing import hardware, seconds_per_call
-from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
+from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, whole_file
 from neurosde.validation import check_count
@@ -26,7 +26,7 @@ class SamplingBenchmark:
 
     sizes: tuple[int, ...] = field(default=(10, 20, 50, 100, 200), metadata={"help": "neurons", "flags": ("--N",)})
     num: int = field(default=100, metadata={"help": "matrices per draw"})
-    steps: int = field(default=40, metadata={"help": "noise levels"})
+    steps: int = field(default=STEPS, metadata={"help": "noise levels"})
     repeats: int = field(default=3, metadata={"help": "timed draws, after one that is not"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
