@@ -14,8 +14,8 @@ Multistep splits off the Gaussian that comes nearest to the prior, N(0, v) iid, 
 
 F is 0 where the prior is that Gaussian. It is extrapolated as the polynomial in log s through its last three values,
 Σ_k ℓ_k(log s) F_k, so that the step is y_t = y_s + Σ_k F_k ∫ ℓ_k(log s) dθ. The next step evaluates F at its end, and
-with that value for a fourth the step is made once more, without another evaluation. The first steps have fewer values
-and lower order; from σ_max = 80 they turn θ by less than 0.01.
+with that value for a fourth the step is made once more, without another evaluation, unless it is a long one. The first
+steps have fewer values and lower order; from σ_max = 80 they turn θ by less than 0.01.
 
 A recording is integrated exactly too: for the Gaussian prior its posterior is Gaussian, with precision λ + 1/v along
 each eigenvector of Λ. Along it the same holds about the posterior's mean, with 1/(λ + 1/v) for v. Where the posterior
@@ -65,6 +65,7 @@ Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
 STEPS = 64
 CHURN = 0.5
 ORDER = 3  # of multistep's first guess at a step, once it has as many values; the correction has one more
+CORRECTED = 0.7  # longest step in log s that is corrected: beyond 1 corrections grow where a weight is known to be 0
 
 
 def sample(
@@ -203,11 +204,12 @@ def _multistep(
         points.insert(0, math.log(s))
         values.insert(0, (mean - c / total * x) * (total / c).sqrt() / s)
         y = x * total.rsqrt()
-        if made:  # the last step once more, now that F is known at its end
-            y, weights = made.pop()
-            y = y + weights.integral(points, values)
-        if t == 0:  # F stays what it is: W may be known better than to the last level
+        if t == 0:  # F stays what it is, and is of this very x: W may be known better than to the last level
             return gaussian.back(m + c.sqrt() * (y + torch.atan(s * c.rsqrt()) * values[0]))
+        if made:
+            before, weights = made.pop()
+            if points[1] - points[0] < CORRECTED:  # that step once more, now that F is known at its end
+                y = before + weights.integral(points, values)
         del points[ORDER:], values[ORDER:]
         if normal is not None:
             kept = ((t**2 + c) / total) ** churn
