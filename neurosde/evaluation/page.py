@@ -27,6 +27,7 @@ from neurosde.provenance import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 150  # of figures; they are shown at the size that they were drawn for, 96 to the inch
 MADE = {
@@ -100,10 +101,11 @@ class Fold:
 
 
 def picture(name: str, figure: Figure, caption: str, alt: str) -> Picture:
-    """Return a matplotlib figure as a picture of a page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return Picture(name, buffer.getvalue(), caption, alt)
+    """Return a matplotlib figure as a picture of a page, of 256 colours: a third of the bytes that all would take."""
+    drawn, kept = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(256).save(kept, "png", optimize=True)
+    return Picture(name, kept.getvalue(), caption, alt)
 
 
 def render_page(
