@@ -9,9 +9,15 @@ has the posterior as the law of W for every ρ² < 1/λ_max(Λ), `SplitGibbs` dr
 
     z | W = W + ρ²(B − WΛ) + ρ ε (I − ρ²Λ)^½,    W | z: the prior's diffusion, given an observation of noise ρ.
 
-A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep:
-along directions in which ρ² λ > 0.8 sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ
-has fallen; the last sweeps are exact.
+A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep,
+from a large one on, at which not all of the likelihood can be deconvolved: along directions in which ρ² λ > 0.8,
+
+- with a prior's denoiser alone, sweeps use the likelihood of z itself, which leaves W a spread of ρ there until ρ has
+  fallen; the last sweeps are exact;
+- with a denoiser that is conditioned on recordings, every sweep is exact. The likelihood is the product of two, of
+  Λ₁ = min(Λ, 0.8/ρ²) along each direction and Λ₂ = Λ − Λ₁, with B divided alike. The first is deconvolved, and W is
+  drawn given z and the second, which is what a recording says to the diffusion. At ρ = 1 nearly all is left to the
+  denoiser; at the last ρ nothing is, and what it has learnt of recordings plays no part.
 
 References:
     Split-and-augmented Gibbs sampler (Vono, Dobigeon, Chainais, 2019), https://arxiv.org/abs/1804.05809
@@ -22,6 +28,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +60,7 @@ class SplitGibbs:
         steps: noise levels of each sweep.
         rho: ρ of the first sweep, in the units of the denoiser, 1 being the spread of a weight: how far draws may go
             from where they begin.
+        conditional: the denoiser given what any recording says, if there is one.
 
     Raises:
         ValueError: numbers out of range.
@@ -62,6 +70,7 @@ class SplitGibbs:
     sweeps: int = SWEEPS
     steps: int = STEPS
     rho: float = 1.0
+    conditional: Callable[[Evidence], Denoiser] | None = None
 
     def __post_init__(self) -> None:
         check_count(self.sweeps, "sweeps", 8)
@@ -93,8 +102,7 @@ class SplitGibbs:
         rhos = self.schedule(float(evidence.eigenvalues.max()), exact)
         moved, likelihoods, traces = [], [], []
         for sweep, rho in enumerate(tqdm(rhos, unit="sweep", disable=None if progress else True)):
-            z = observed(W, evidence, rho, source)
-            last, W = W, given_noisy(self.denoise, z, rho, self.steps, source)
+            last, W = W, self._sweep(W, evidence, rho, source)
             each = log_likelihood(W, evidence)
             spread = W.var(0).mean().sqrt().clamp(min=1e-300)
             moved.append((W - last).square().mean().sqrt() / spread)
@@ -112,12 +120,28 @@ class SplitGibbs:
             torch.zeros(len(W), dtype=torch.bool, device=W.device),
         )
 
+    def _sweep(self, W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
+        if self.conditional is None or not bool((rho**2 * evidence.eigenvalues > DECONVOLVED * (1 + 1e-9)).any()):
+            return given_noisy(self.denoise, observed(W, evidence, rho, source), rho, self.steps, source)
+        first, second = divided(evidence, rho)
+        return given_noisy(self.conditional(second), observed(W, first, rho, source), rho, self.steps, source, second)
+
     def schedule(self, largest: float, exact: int) -> list[float]:
         """ρ of each sweep: falling geometrically to where all of the likelihood is deconvolved, and staying there."""
         end = math.sqrt(DECONVOLVED / largest) if largest > 0 else self.rho
         end = min(end, self.rho)
         falling = torch.linspace(math.log(self.rho), math.log(end), self.sweeps - exact, dtype=torch.float64).exp()
         return [*falling.tolist(), *[end] * exact]
+
+
+def divided(evidence: Evidence, rho: float) -> tuple[Evidence, Evidence]:
+    """Divide the likelihood into two whose product it is: one that is deconvolved at ρ, and the rest."""
+    precision = evidence.eigenvalues
+    first = precision.clamp(max=DECONVOLVED / rho**2)
+    share = torch.where(precision > 0, first / precision, 1.0)
+    cross = evidence.cross * share.unsqueeze(-2)
+    rest = Evidence(precision - first, evidence.vectors, evidence.cross - cross)
+    return Evidence(first, evidence.vectors, cross), rest
 
 
 def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
@@ -134,19 +158,25 @@ def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator 
 
 
 def given_noisy(
-    denoise: Denoiser, z: Tensor, rho: float, steps: int = STEPS, source: torch.Generator | None = None
+    denoise: Denoiser,
+    z: Tensor,
+    rho: float,
+    steps: int = STEPS,
+    source: torch.Generator | None = None,
+    evidence: Evidence | None = None,
 ) -> Tensor:
-    """Draw from the prior's law of W given z = W + ρ ε.
+    """Draw from a law of W given z = W + ρ ε.
 
     Noise s added to W and noise ρ of the observation are one noise t, 1/t² = 1/s² + 1/ρ²: the diffusion begins at
     t = ρ itself.
 
     Args:
-        denoise: the prior's denoiser.
+        denoise: the law's denoiser, that of a prior or, with `evidence`, of the posterior.
         z: what is observed, shape (..., post, pre).
         rho: ρ.
         steps: noise levels.
         source: generator of the draws.
+        evidence: what a recording says that the denoiser is conditioned on, if it is.
 
     Returns:
         W, of the same shape.
@@ -156,12 +186,11 @@ def given_noisy(
         t2 = 1 / (sigma**-2 + rho**-2)
         return denoise(t2 * (x / sigma**2 + z / rho**2), t2.sqrt())
 
-    N = z.shape[-1]
-    precision = torch.full((N,), rho**-2, dtype=z.dtype, device=z.device)
+    known = Evidence.none(z.shape[-1], z.device) if evidence is None else evidence
+    along = z if known.vectors is None else z @ known.vectors
+    both = Evidence(known.eigenvalues + rho**-2, known.vectors, known.cross + along / rho**2)
     levels = power_levels(steps, HIGHEST * rho, LOWEST * rho)
-    return sample(
-        given, z.shape, sigmas=levels, evidence=Evidence(precision, None, z / rho**2), generator=source, device=z.device
-    )
+    return sample(given, z.shape, sigmas=levels, evidence=both, generator=source, device=z.device)
 
 
 def r_hat(chains: Float[Tensor, "chain sweep"]) -> float:

@@ -171,8 +171,9 @@ class WeightPosterior:
     ) -> Refinement:
         """Move draws to the posterior of the network's prior and the likelihood itself.
 
-        The network is asked for the prior only, not for what it has learnt of recordings. Where σ or τ is not known,
-        each draw has its own, as in `sample`, and keeps it.
+        Guidances ask the network for the prior only. Split Gibbs asks it at first for what it has learnt of recordings
+        too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
+        known, each draw has its own, as in `sample`, and keeps it.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network.
@@ -212,7 +213,13 @@ class WeightPosterior:
         unit = gain[:, 0, None, None] / math.sqrt(N)
         prior = self._prior(gain[:, 0])
         if method == "gibbs":
-            refiner: SplitGibbs | GuidedDiffusion = SplitGibbs(prior, **options)
+
+            def conditional(part: Evidence) -> Denoiser:
+                """The denoiser given a part of the recording, in the units of the whole."""
+                denoise, _, own = self._denoiser(part.scaled(1 / unit.flatten()))
+                return RescaledDenoiser(denoise, gain[:, 0] / own)
+
+            refiner: SplitGibbs | GuidedDiffusion = SplitGibbs(prior, conditional=conditional, **options)
         else:
             own = None if log_prob is None else lambda J: log_prob(unit * J)
             refiner = GuidedDiffusion(prior, method, log_prob=own, **options)

@@ -18,7 +18,7 @@ from neurosde.models import (
 )
 from neurosde.models.dps import MomentMatching
 from neurosde.models.exact_posterior import exact_posterior
-from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, given_noisy, observed, r_hat
+from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, divided, given_noisy, observed, r_hat
 
 D = torch.float64
 GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
@@ -69,6 +69,38 @@ def test_one_sweep_leaves_the_posterior_as_it_is(evidence_of):
     moved = (after - (before @ evidence.vectors - folded.mean) / sd).square().mean((0, 1))
     # Autocorrelation (1 − ρ²λ)/(1 + ρ²) of a sweep.
     torch.testing.assert_close(moved, 2 - 2 * (1 - share) / (1 + rho**2), rtol=0.1, atol=0)
+
+
+def test_the_likelihood_is_the_product_of_what_is_deconvolved_and_the_rest(evidence_of):
+    evidence, rho = evidence_of(4), 0.3
+    first, second = divided(evidence, rho)
+    for name in ("eigenvalues", "cross"):
+        torch.testing.assert_close(getattr(first, name) + getattr(second, name), getattr(evidence, name))
+    most = DECONVOLVED / rho**2
+    torch.testing.assert_close(first.eigenvalues, evidence.eigenvalues.clamp(max=most))
+    assert 0 < int((evidence.eigenvalues > most).sum()) < 4
+    # B is divided as Λ is, so that the Gaussian posteriors' means Λ⁻¹B are the same.
+    torch.testing.assert_close(first.cross / first.eigenvalues, evidence.cross / evidence.eigenvalues)
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_a_long_sweep_is_exact_if_the_denoiser_is_conditioned_on_the_rest(evidence_of, conditioned):
+    """ρ = 1, where ρ²Λ is far above 1: of a Gaussian prior whitened draws stay standard normal, or else do not."""
+    N, evidence = 3, evidence_of(3)
+    folded = fold(torch.zeros(N, N, dtype=D), math.inf, evidence)
+    sd = folded.variances.sqrt()
+    before = (folded.mean + sd * normal(2000, N, N, seed=4)) @ evidence.vectors.mT
+
+    def conditional(part):
+        return ScaleMixtureDenoiser(torch.ones(1, dtype=D), evidence=part)
+
+    gibbs = SplitGibbs(GAUSSIAN, conditional=conditional if conditioned else None)
+    after = (gibbs._sweep(before, evidence, 1.0, source(2)) @ evidence.vectors - folded.mean) / sd
+    p = [scipy.stats.kstest(after[..., k].flatten(), "norm").pvalue for k in range(N)]
+    assert (min(p) > 0.01) == conditioned
+    if conditioned:  # and draws have gone a long way: of the prior's spread where little is known
+        moved = (after - (before @ evidence.vectors - folded.mean) / sd).square().mean((0, 1))
+        assert float(moved.min()) > 0.5
 
 
 @pytest.mark.parametrize("high", [20.0, 1e4])
