@@ -34,9 +34,11 @@ RETRIES = 3  # of a task whose process died: as many as dask's allowed-failures
 
 @dataclass(frozen=True)
 class Execution:
-    """Who makes the shards."""
+    """Who does the work: makes shards of a cube, or cells of a benchmark."""
 
-    workers: int | None = field(default=None, metadata={"help": "processes that make shards (default this one only)"})
+    workers: int | None = field(
+        default=None, metadata={"help": "processes that share the work (default this one only)"}
+    )
     executor: Literal["processes", "dask"] = field(default="processes", metadata={"help": "what runs the workers"})
     scheduler: str | None = field(
         default=None, metadata={"help": "address of a dask scheduler (default a cluster of --workers processes here)"}

@@ -63,7 +63,7 @@ class GraphedNetwork:
         knowledge: Knowledge | None,
         split: Spectrum | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what `PairNetwork.answer` does."""
+        """Return what `PairNetwork.answer` does; replayed, its products are in TF32."""
         replayed = z.is_cuda and self.network.training and torch.is_grad_enabled() and not torch.is_autocast_enabled()
         if not replayed or z.shape[-1] > self.network.checkpoint_above:
             return self.network.answer(z, u, log_sigma, family, knowledge, split)

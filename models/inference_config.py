@@ -27,7 +27,9 @@ class InferenceConfig:
         default=None, metadata={"help": "lowest and highest time constant, where it is not known: it is estimated"}
     )
     noise_std: float | None = field(default=None, metadata={"help": "noise sigma (default: estimated)"})
-    gain: float | None = field(default=None, metadata={"help": "prior: weights have variance gain^2/N (estimated)"})
+    gain: float | None = field(
+        default=None, metadata={"help": "prior: weights have variance gain^2/N (default: estimated)"}
+    )
     method: Method = field(default="exact", metadata={"help": "how to infer"})
     checkpoint: str | None = field(
         default=None, metadata={"help": "cfg, refine: a trained posterior, its file or name (default base)"}
@@ -42,7 +44,7 @@ class InferenceConfig:
     refine: Refiner | None = field(
         default=None, metadata={"help": "refine the draws through the likelihood itself: gibbs is exact in the limit"}
     )
-    sweeps: int | None = field(default=None, metadata={"help": f"refine, gibbs: sweeps (default {SWEEPS})"})
+    sweeps: int | None = field(default=None, metadata={"help": f"refine, gibbs: sweeps, at least 8 (default {SWEEPS})"})
     rho: float | None = field(
         default=None, metadata={"help": "refine: how far draws may go, in units of a weight's spread"}
     )

@@ -101,7 +101,7 @@ def _input_given(W: Tensor, statistics: TransitionStatistics) -> Tensor:
 
 
 def input_spread(statistics: TransitionStatistics, posterior: GaussianPosterior) -> float:
-    """I = ȳ − W x̄ + s ξ/√n: of the mean of the noise, and of W along the mean rates."""
+    """Return the sd of a neuron's I = ȳ − W x̄ + s ξ/√n: of the mean noise, and of W along the mean rates."""
     mean_x = statistics.x / statistics.count
     of_noise = statistics.noise_scale(posterior.noise_std) ** 2 / statistics.count
     return math.sqrt(of_noise + float((mean_x @ posterior.factor).square().sum()))

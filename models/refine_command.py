@@ -39,7 +39,7 @@ def add_arguments(parser: OptionParser) -> None:
     )
     parser.add_argument("--checkpoint", help="trained posterior whose prior is taken (default: the file's, else base)")
     parser.add_argument("--family", help="the ensemble, where it is known (default: the file's)")
-    parser.add_argument("--sweeps", type=int, help=f"of gibbs (default {SWEEPS})")
+    parser.add_argument("--sweeps", type=int, help=f"of gibbs, at least 8 (default {SWEEPS})")
     parser.add_argument(
         "--rho", type=float, help="how far draws may go, in units of a weight's spread (default 1 for gibbs, else 3)"
     )

@@ -73,6 +73,15 @@ def test_what_was_measured_once_has_no_interval():
     assert found.mean.iat[0, 0] == 3 and math.isnan(found.half.iat[0, 0])
 
 
+def test_a_task_of_one_network_leaves_no_interval():
+    values = np.random.default_rng(2).normal(size=(2, 2, 5))
+    values[1, 0, 1:] = np.nan  # chains did not mix, say
+    array = xr.DataArray(values, dims=("task", "method", "network"))
+    found = averages(array, {"first": [0], "both": [0, 1]}, ["a", "b"])
+    assert found.mean.at["a", "both"] == pytest.approx((values[0, 0].mean() + values[1, 0, 0]) / 2)
+    assert found.half.isna().to_numpy().tolist() == [[False, True], [False, False]]
+
+
 def test_a_cube_says_what_its_measures_are():
     metrics = ("seconds", "relative_error", "new", "newer", "empty")
     values = np.zeros((1, 2, 3, len(metrics)))

@@ -277,7 +277,7 @@ def test_a_comparison_begins_with_a_table_for_each_group(comparison):
     summary = page[page.index('id="section-1"') : page.index('id="section-2"')]
     captions = [text for attributes, text in Elements(summary).of("span") if "id" in attributes]
     assert [caption.split(":")[0] for caption in captions] == [
-        "Relative error", "Energy score, relative", "KL from the exact posterior, nats a weight",
+        "Relative error", "Energy score, relative", "KL of normal laws from the exact posterior, nats a weight",
         "Log-likelihood of a held-out trial, nats per transition",
         "Seconds a network", "P of L-C2ST",
     ]  # fmt: skip

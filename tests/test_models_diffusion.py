@@ -162,6 +162,12 @@ def test_the_multistep_sampler_is_exact_for_its_gaussian(v):
     rounded(drawn, math.sqrt(v / (v + 80.0**2)) * start)
 
 
+def test_a_prior_variance_may_be_a_whole_number():
+    denoise = ScaleMixtureDenoiser(torch.tensor([2.0], dtype=D))
+    whole, real = (sample(denoise, (3, 3), prior_variance=v, generator=0) for v in (2, 2.0))
+    assert torch.equal(whole, real)
+
+
 def test_the_multistep_sampler_is_exact_where_the_network_is_quadratic_in_log_sigma():
     """F = a + bu + cu², u = log s, against adaptive quadrature of dy/dθ = −F after the first three steps."""
     levels = noise_levels(12)

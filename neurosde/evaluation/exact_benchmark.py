@@ -88,7 +88,7 @@ class ExactBenchmark:
         default=("exact", "cfg", "gaussian", "ridge"), metadata={"help": f"of {', '.join(METHODS)}"}
     )
     gain: float = field(
-        default=0.0, metadata={"help": "the networks' gain, which methods are told (default 0: unknown, as trained)"}
+        default=0.0, metadata={"help": "the networks' gain, which methods are told; 0: unknown, as trained"}
     )
     length: int = field(default=100, metadata={"help": "times per trial"})
     trials: int = field(default=2, metadata={"help": "trials per network"})

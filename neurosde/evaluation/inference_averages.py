@@ -2,7 +2,8 @@
 
 Tasks are a fixed design and networks are drawn, other ones in each task: of K tasks with n_t networks each, the mean is
 m = Σ_t m_t / K, its variance Σ_t s_t²/n_t / K², and its interval that of Student's law with Satterthwaite's degrees of
-freedom, (Σ v_t)² / Σ v_t²/(n_t − 1), v_t = s_t²/n_t. How much tasks differ from each other is no part of it.
+freedom, (Σ v_t)² / Σ v_t²/(n_t − 1), v_t = s_t²/n_t. How much tasks differ from each other is no part of it. Where a
+task has a value of one network alone its spread is not known, and there is no interval.
 
 References:
     An approximate distribution of estimates of variance components (Satterthwaite, 1946),
@@ -91,6 +92,7 @@ def _of_tasks(values: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         mean = np.where(there, data, 0.0).sum(-1) / count
         square = np.where(there, data - mean[..., None], 0.0) ** 2
         variance = square.sum(-1) / (count - 1) / count
-    # What is the same for all networks was measured once, and one network has no spread.
+    # What is the same for all networks was measured once and has no spread; that of one network is not known.
     spread = (count > 1) & (np.ptp(np.where(there, data, mean[..., None]), axis=-1) > 0)
-    return mean, np.where(spread, variance, 0.0), np.where(spread, count - 1, 0)
+    alone = np.where(count == 1, np.nan, 0.0)
+    return mean, np.where(spread, variance, alone), np.where(spread, count - 1, 0)

@@ -38,9 +38,9 @@ METHODS = {
     "cfg-gibbs": "trained posterior, refined (split Gibbs)",
     "cfg-mmps": "trained posterior, refined (MMPS)",
     "cfg-pigdm": "trained posterior, refined (ΠGDM)",
-    "npe": "NPE (sbi)",
-    "npse": "NPSE (sbi)",
-    "fmpe": "FMPE (sbi)",
+    "npe": "NPE (sbi), told ensemble and gain",
+    "npse": "NPSE (sbi), told ensemble and gain",
+    "fmpe": "FMPE (sbi), told ensemble and gain",
 }
 TRAINED = tuple(name for name in METHODS if name.startswith("cfg"))
 DEFAULT = tuple(name for name in METHODS if name not in (*SBI_METHODS, "cfg-mmps", "cfg-pigdm"))

@@ -45,7 +45,7 @@ METRICS: dict[str, tuple[str, Sense]] = {
     "sd_ratio": ("standard deviation over the exact one", 1.0),
     "least_variance": ("least variance along a direction over the exact one", 1.0),
     "largest_variance": ("largest variance along a direction over the exact one", 1.0),
-    "kl": ("KL from the exact posterior, nats a weight", "lower"),
+    "kl": ("KL of normal laws from the exact posterior, nats a weight", "lower"),
     "kl_floor": ("the same of exact draws", None),
     "c2st_mlp": ("C2ST, perceptron", 0.5),
     "c2st_forest": ("C2ST, random forest", 0.5),
@@ -67,7 +67,9 @@ MISSING = {
     **dict.fromkeys(("credibility", *RANKS), _OF_DRAWS),
     "to_exact": _OF_EXACT,
     **dict.fromkeys(("sd_ratio", "least_variance", "largest_variance"), f"{_OF_DRAWS}; {_OF_EXACT}"),
-    **dict.fromkeys(("kl", "kl_floor"), f"{_OF_DRAWS}, and of fewer than N + 3; {_OF_EXACT}"),
+    **dict.fromkeys(
+        ("kl", "kl_floor"), f"{_OF_DRAWS}, of fewer than N + 3, and where a row does not vary; {_OF_EXACT}"
+    ),
     **dict.fromkeys(("c2st_mlp", "c2st_forest"), f"{_OF_DRAWS}, and of fewer than 10; {_OF_EXACT}"),
     "c2st_ratio": f"NaN where one of both densities is not known in closed form; {_OF_EXACT}",
 }  # why a metric is NaN, beside guidances that diverged, of which only costs are known
