@@ -34,7 +34,7 @@ from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
 RHO = 7.0
-DECISIVE_MEAN, DECISIVE_STD, ELSEWHERE = 0.9, 1.5, 0.12  # of the density of noise levels, see `noise_levels`
+DECISIVE_MEAN, DECISIVE_STD, ELSEWHERE = 1.0, 1.8, 0.2  # of the density of noise levels, see `noise_levels`
 
 
 class Denoiser(Protocol):
@@ -237,7 +237,7 @@ def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_M
 
     They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
 
-        ∝ exp(−(u − 0.9)²/(2·1.5²)) + 0.12.
+        ∝ exp(−(u − 1)²/(2·1.8²)) + 0.2.
 
     Signs of columns, clusters, factors and the gain become certain between s = 40 and 0.5, each within a narrow range,
     and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of

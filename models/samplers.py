@@ -14,8 +14,8 @@ Multistep splits off the Gaussian that comes nearest to the prior, N(0, v) iid, 
 
 F is 0 where the prior is that Gaussian. It is extrapolated as the polynomial in log s through its last three values,
 Σ_k ℓ_k(log s) F_k, so that the step is y_t = y_s + Σ_k F_k ∫ ℓ_k(log s) dθ. The next step evaluates F at its end, and
-with that value for a fourth the step is made once more, without another evaluation, unless it is a long one. The first
-steps have fewer values and lower order; from σ_max = 80 they turn θ by less than 0.01.
+with that value for a fourth the step is made once more, without another evaluation; long steps are not (`CORRECTED`). The
+first steps have fewer values and lower order; from σ_max = 80 they turn θ by less than 0.01.
 
 A recording is integrated exactly too: for the Gaussian prior its posterior is Gaussian, with precision λ + 1/v along
 each eigenvector of Λ. Along it the same holds about the posterior's mean, with 1/(λ + 1/v) for v. Where the posterior
@@ -65,7 +65,9 @@ Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
 STEPS = 64
 CHURN = 0.5
 ORDER = 3  # of multistep's first guess at a step, once it has as many values; the correction has one more
-CORRECTED = 0.7  # longest step in log s that is corrected: beyond 1 corrections grow where a weight is known to be 0
+# Steps in log s longer than these have a guess of second order, and are not corrected: where a weight is known to be 0,
+# errors of longer ones would grow from step to step.
+EXTRAPOLATED, CORRECTED = 0.5, 0.35
 
 
 def sample(
@@ -210,13 +212,14 @@ def _multistep(
             before, weights = made.pop()
             if points[1] - points[0] < CORRECTED:  # that step once more, now that F is known at its end
                 y = before + weights.integral(points, values)
+        order = ORDER if math.log(s / t) < EXTRAPOLATED else 2
         del points[ORDER:], values[ORDER:]
         if normal is not None:
             kept = ((t**2 + c) / total) ** churn
             y = kept.sqrt() * y + (1 - kept).sqrt() * normal()
         weights = _Weights.of(s, t, c, churn)
         made.append((y, weights))
-        return gaussian.back(m + (t**2 + c).sqrt() * (y + weights.integral(points, values)))
+        return gaussian.back(m + (t**2 + c).sqrt() * (y + weights.integral(points[:order], values[:order])))
 
     return step
 

@@ -170,8 +170,8 @@ def test_a_prior_variance_may_be_a_whole_number():
 
 def test_the_multistep_sampler_is_exact_where_the_network_is_quadratic_in_log_sigma():
     """F = a + bu + cu², u = log s, against adaptive quadrature of dy/dθ = −F after the first three steps."""
-    levels = noise_levels(12)
-    x, start = [], 80 * torch.randn(4, 4, dtype=D)
+    levels = torch.cat([torch.logspace(1, -0.5, 14, dtype=D), torch.zeros(1, dtype=D)])  # steps of 0.27 in log s
+    x, start = [], 10 * torch.randn(4, 4, dtype=D)
 
     def f(s):
         return 0.7 - 0.3 * math.log(s) + 0.2 * math.log(s) ** 2
@@ -293,7 +293,7 @@ def test_levels_have_the_density_that_they_are_said_to_have():
     """Between any two neighbours lies the same share of it, by adaptive quadrature."""
     u = noise_levels(12, 80.0, 0.002)[:-1].log().tolist()
     shares = [
-        scipy.integrate.quad(lambda x: math.exp(-((x - 0.9) ** 2) / (2 * 1.5**2)) + 0.12, low, high)[0]
+        scipy.integrate.quad(lambda x: math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 0.2, low, high)[0]
         for high, low in zip(u, u[1:], strict=False)
     ]
     assert max(shares) / min(shares) < 1 + 1e-5
