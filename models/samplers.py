@@ -14,8 +14,8 @@ Multistep splits off the Gaussian that comes nearest to the prior, N(0, v) iid, 
 
 F is 0 where the prior is that Gaussian. It is extrapolated as the polynomial in log s through its last three values,
 Σ_k ℓ_k(log s) F_k, so that the step is y_t = y_s + Σ_k F_k ∫ ℓ_k(log s) dθ. The next step evaluates F at its end, and
-with that value for a fourth the step is made once more, without another evaluation; long steps are not (`CORRECTED`). The
-first steps have fewer values and lower order; from σ_max = 80 they turn θ by less than 0.01.
+with that value for a fourth the step is made once more, without another evaluation; long steps are not. The first steps
+have fewer values and lower order; from σ_max = 80 they turn θ by less than 0.01.
 
 A recording is integrated exactly too: for the Gaussian prior its posterior is Gaussian, with precision λ + 1/v along
 each eigenvector of Λ. Along it the same holds about the posterior's mean, with 1/(λ + 1/v) for v. Where the posterior
