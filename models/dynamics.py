@@ -2,8 +2,9 @@
 
     p(W, τ, σ | x) = p(τ, σ | x) p(W | τ, σ, x),
 
-where the first factor is that for a Gaussian prior of W (`neurosde.models.empirical_bayes`), and the second holds the
-recording's evidence as it is for this τ and σ. What is known of them is the same in all draws.
+where for the first factor that of a Gaussian prior of W is taken (`neurosde.models.empirical_bayes`), an approximation
+for all others, and the second holds the recording's evidence as it is for this τ and σ. What is known of them is the
+same in all draws.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_the_command(tmp_path, capsys):
         assert results["results"].sizes == {"task": 1, "method": 6, "network": 2, "metric": len(METRICS)}
         assert results["observed"].item() == 1 and results["ensemble"].item() == "sparse"
         errors = results["results"].sel({"metric": "relative_error", "method": ["cfg", "curbd"]}).mean("network")
-        assert float(errors[0, 0]) < 1 < float(errors[0, 1])  # PEERS: CURBD fits activity, not W
+        assert float(errors[0, 0]) < 1 < float(errors[0, 1])  # CURBD fits activity, not W
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Task by task</h2>" in page and "http" not in page
     assert (tmp_path / "errors.png").stat().st_size > 5000

@@ -178,7 +178,7 @@ def add_arguments(parser: OptionParser) -> None:
     refined_calibration.add_arguments(sub)
     sub = kinds.add_parser("recovery", help="recovery of W where the exact posterior is known")
     add_options(sub, RecoveryBenchmark)
-    sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="(default results/recovery.nc)")
+    sub.add_argument("--out", type=Path, default=Path("results/recovery.nc"), help="data (default results/recovery.nc)")
     sub.set_defaults(run=run)
 
 

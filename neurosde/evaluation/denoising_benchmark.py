@@ -179,7 +179,9 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("checkpoint", help="a trained prior: file, folder, or the name of one that comes along")
     add_options(parser, DenoisingBenchmark)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--out", type=Path, default=Path("results/denoising.nc"), help="(default results/denoising.nc)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/denoising.nc"), help="data (default results/denoising.nc)"
+    )
     parser.set_defaults(run=run)
 
 

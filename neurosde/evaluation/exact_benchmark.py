@@ -323,7 +323,12 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("checkpoint", nargs="?", default="base", help="file, folder or name of a trained posterior")
     add_options(parser, ExactBenchmark)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--out", type=Path, default=Path("results/exact-benchmark.nc"), help="data")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/exact-benchmark.nc"),
+        help="data; rows in it are kept (default results/exact-benchmark.nc)",
+    )
     parser.set_defaults(run=run)
 
 

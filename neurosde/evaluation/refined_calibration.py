@@ -237,7 +237,12 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("checkpoint", nargs="?", default="base", help="file, folder or name of a trained posterior")
     add_options(parser, RefinedCalibration)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--out", type=Path, default=Path("results/refined-calibration.nc"), help="data, row by row")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/refined-calibration.nc"),
+        help="data; rows in it are kept (default results/refined-calibration.nc)",
+    )
     parser.set_defaults(run=run)
 
 

@@ -248,7 +248,12 @@ def markdown_table(results: xr.Dataset) -> str:
 def add_arguments(parser: OptionParser) -> None:
     """Add the options of `neurosde benchmark refinement`."""
     add_options(parser, RefinementBenchmark)
-    parser.add_argument("--out", type=Path, default=Path("results/refinement-benchmark.nc"), help="data")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/refinement-benchmark.nc"),
+        help="data; rows in it are kept (default results/refinement-benchmark.nc)",
+    )
     parser.set_defaults(run=run)
 
 

@@ -96,7 +96,9 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("checkpoint", help="a trained prior: file, folder, or the name of one that comes along")
     add_options(parser, SamplingBenchmark)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--out", type=Path, default=Path("results/sampling.nc"), help="(default results/sampling.nc)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/sampling.nc"), help="data (default results/sampling.nc)"
+    )
     parser.set_defaults(run=run)
 
 
