@@ -70,35 +70,34 @@ class GraphedNetwork:
         known = () if knowledge is None else tuple(getattr(knowledge, name) for name in _KNOWLEDGE)
         parts = () if split is None else tuple(getattr(split, name) for name in _SPECTRUM)
         inputs = tuple(each.contiguous() for each in (z, u, log_sigma, family, *known, *parts))
-        key = tuple(z.shape)
+        key = (*z.shape, len(known))
         if key not in self._graphs:
-            self._graphs[key] = self._record(inputs)
+            self._graphs[key] = self._record(inputs, len(known))
         found = self._graphs[key](*inputs)
         return found[0], None if knowledge is None else found[1]
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    def _record(self, inputs: tuple[Tensor, ...], known: int) -> Callable[..., tuple[Tensor, ...]]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         some = tuple(each.clone() for each in inputs)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")  # TF32: rounding below the scatter of a batch's gradient
         try:
-            recorded: Any = torch.cuda.make_graphed_callables(_Flat(self.network), some, pool=self._pool)
+            recorded: Any = torch.cuda.make_graphed_callables(_Flat(self.network, known), some, pool=self._pool)
             return recorded
         finally:
             torch.set_float32_matmul_precision(precision)
 
 
 class _Flat(nn.Module):
-    """The network as a function of tensors alone."""
+    """The network as a function of tensors alone, the first `known` of the last ones what is known of recordings."""
 
-    def __init__(self, network: PairNetwork) -> None:
+    def __init__(self, network: PairNetwork, known: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.known = network, known
 
     def forward(self, z: Tensor, u: Tensor, log_sigma: Tensor, family: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        count = len(_KNOWLEDGE) if self.network.config.recordings else 0
-        known, parts = rest[:count], rest[count:]
+        known, parts = rest[: self.known], rest[self.known :]
         F, families = self.network.answer(
             z, u, log_sigma, family, Knowledge(*known) if known else None, Spectrum(*parts) if parts else None
         )

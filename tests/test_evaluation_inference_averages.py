@@ -11,7 +11,7 @@ from neurosde.evaluation.inference_averages import averages, by_ensemble
 from neurosde.evaluation.inference_figures import axes_of
 from neurosde.evaluation.inference_methods import METHODS
 from neurosde.evaluation.inference_report import means
-from neurosde.evaluation.measures import measured, measures
+from neurosde.evaluation.measures import measures, values_of
 
 
 def cube(values, metrics=("relative_error",), **coordinates):
@@ -27,7 +27,7 @@ def cube(values, metrics=("relative_error",), **coordinates):
 def test_one_task_has_students_interval():
     values = np.random.default_rng(0).normal(size=(2, 3, 5, 1))
     results = cube(values)
-    found = averages(measured(results, "relative_error"), {"first": [0], "second": [1]}, list("abc"))
+    found = averages(values_of(results, "relative_error"), {"first": [0], "second": [1]}, list("abc"))
     error = values[0, 1, :, 0].std(ddof=1) / math.sqrt(5)
     assert found.mean.at["b", "first"] == pytest.approx(values[0, 1, :, 0].mean())
     assert found.half.at["b", "first"] == pytest.approx(student.ppf(0.975, 4) * error)
@@ -55,7 +55,7 @@ def test_means_over_fewer_tasks_are_told_apart():
     results = cube(values, ensemble=("dale", "dale", "block"))
     sets = by_ensemble(results)
     assert sets == {"dale": [0, 1], "block": [2], "all": [0, 1, 2]}
-    found = averages(measured(results, "relative_error"), sets, ["a", "b"])
+    found = averages(values_of(results, "relative_error"), sets, ["a", "b"])
     assert found.tasks.loc["a"].tolist() == [1, 0, 1] and found.possible == {"dale": 2, "block": 0, "all": 2}
     assert found.complete.loc["a"].tolist() == [False, False, False]
     assert found.complete.loc["b"].tolist() == [True, False, True]
@@ -66,7 +66,7 @@ def test_means_over_fewer_tasks_are_told_apart():
 def test_what_was_measured_once_has_no_interval():
     constant, single = np.full((1, 1, 5, 1), 2.0), np.full((1, 1, 1, 1), 2.0)
     for values in (constant, single):
-        found = averages(measured(cube(values), "relative_error"), {"x": [0]}, ["a"])
+        found = averages(values_of(cube(values), "relative_error"), {"x": [0]}, ["a"])
         assert found.mean.iat[0, 0] == 2 and math.isnan(found.half.iat[0, 0])
     without = xr.DataArray(np.full((2, 1), 3.0), dims=("task", "method"))
     found = averages(without, {"x": [0, 1]}, ["a"])
@@ -97,7 +97,7 @@ def test_a_cube_says_what_its_measures_are():
     assert found["divergence"].title == "divergence, nats" and found["divergence"].sense == "lower"
     assert found["relative_error"].sense == "lower" and found["relative_error"].group == "Recovery"
     assert found["new"].sense is None and found["new"].group == "Further measures" and found["new"].title == "new"
-    assert measured(results, "divergence").dims == ("task", "method", "network")
+    assert values_of(results, "divergence").dims == ("task", "method", "network")
     said = {"long_name": ["s", "e", "a new one", "b", "c"], "units": ["s", "1", "1/tau", "1", "1"],
             "better": ["lower", "lower", "0.9", "", "higher"], "group": ["Cost", "", "Prediction", "", ""]}  # fmt: skip
     found = measures(results.assign_coords({f"metric_{key}": ("metric", of) for key, of in said.items()}))

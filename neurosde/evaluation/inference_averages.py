@@ -50,7 +50,7 @@ def averages(values: xr.DataArray, sets: Mapping[str, Sequence[int]], titles: Se
     """Average a measure over sets of tasks.
 
     Args:
-        values: of `measures.measured`.
+        values: of `measures.values_of`.
         sets: positions of the tasks of each set.
         titles: of the methods, in the order of the cube.
     """

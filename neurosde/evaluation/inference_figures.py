@@ -16,7 +16,7 @@ from scipy.stats import kstwo
 from neurosde.evaluation.figures import BLUE, GREY, RED
 from neurosde.evaluation.inference_averages import Averages, averages
 from neurosde.evaluation.inference_metrics import RANKS
-from neurosde.evaluation.measures import Measure, measured
+from neurosde.evaluation.measures import Measure, values_of
 from neurosde.evaluation.page import Picture, picture
 from neurosde.evaluation.page_table import Table
 
@@ -76,7 +76,7 @@ def against_axes(
     results: xr.Dataset, measure: Measure, titles: Sequence[str], axes: Mapping[str, Mapping[float, Sequence[int]]]
 ) -> tuple[Picture, Table]:
     """A measure against each coordinate of `axes_of`, averaged over the rest, as a figure and in numbers."""
-    values = measured(results, measure.name)
+    values = values_of(results, measure.name)
     found = {
         axis: averages(values, {f"{value:g}": chosen for value, chosen in sets.items()}, titles)
         for axis, sets in axes.items()

@@ -17,7 +17,7 @@ from neurosde.evaluation.calibration import coverage_error, coverage_error_of_ex
 from neurosde.evaluation.inference_averages import ALL, Averages, averages, by_ensemble
 from neurosde.evaluation.inference_methods import METHODS
 from neurosde.evaluation.inference_metrics import METRICS, RANKS
-from neurosde.evaluation.measures import Measure, measured, measures
+from neurosde.evaluation.measures import Measure, measures, values_of
 from neurosde.evaluation.page import Fold, Section, write_page
 from neurosde.evaluation.page_table import Table
 from neurosde.evaluation.rank_calibration import uniformity
@@ -101,7 +101,7 @@ def write_inference_report(results: xr.Dataset, folder: Path) -> Path:
         groups.setdefault(one.group, []).append(one)
     sets, axes = by_ensemble(results), figures.axes_of(results)
     found = {
-        name: averages(measured(results, name), sets, list(titles.values())) for name in known
+        name: averages(values_of(results, name), sets, list(titles.values())) for name in known
     }  # of each measure, by ensemble
     chief = [_averaged(members[0], found[members[0].name]) for members in groups.values()]
     overview = (figures.errors(found["relative_error"]),) if "relative_error" in found else ()
@@ -137,7 +137,7 @@ def task_folds(results: xr.Dataset, shown: Sequence[Measure]) -> list[Fold]:
     titles = [METHODS[str(name)] for name in results["method"].values]
     names = [str(task) for task in results["task"].values]
     found = {
-        one.name: averages(measured(results, one.name), {name: [k] for k, name in enumerate(names)}, titles)
+        one.name: averages(values_of(results, one.name), {name: [k] for k, name in enumerate(names)}, titles)
         for one in shown
     }
     sets = {name: chosen for name, chosen in by_ensemble(results).items() if name != ALL}
@@ -221,7 +221,8 @@ _ABOUT = {
     "classifier has only that many to learn from: it finds gross differences.",
     "Prediction": "A trial that no method has seen; whether residuals look like noise, by the largest of the scores of "
     "which infer warns beyond 5; the largest Lyapunov exponent and the fixed points of draws, or of the estimate of a "
-    "method without draws.",
+    "method without draws. The likelihood is that of the mean of densities over draws: of few draws it is lower than "
+    "of all, and should not be compared with that of an estimate.",
     "Cost": "Of one network, on the machine named below; training of the trained posterior is not counted, that of "
     "sbi's methods is.",
     "Calibration": "Of a calibrated posterior the truth is one more draw where networks are drawn from its prior. The "

@@ -62,9 +62,9 @@ def _read(path: Path, wanted: xr.Dataset) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="netcdf4") as there:
             results = there.load()
-    except OSError as error:
+        changes = config_changes(str(results.attrs.get("config", "{}")), str(wanted.attrs["config"]))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no result of this benchmark ({error}); choose another --out.") from error
-    changes = config_changes(str(results.attrs.get("config", "{}")), str(wanted.attrs["config"]))
     if not changes and set(results.variables) != set(wanted.variables):
         changes = "other variables"
     if changes:

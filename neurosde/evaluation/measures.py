@@ -77,7 +77,7 @@ def measures(results: xr.Dataset) -> dict[str, Measure]:
         of_task = {"task", "method"} <= set(variable.dims) <= {"task", "method", "network"}
         if of_task and np.issubdtype(variable.dtype, np.number):  # not what cells were made by
             found[str(key)] = _measure(str(key), variable.attrs)
-    there = {name: one for name, one in found.items() if bool(measured(results, name).notnull().any())}
+    there = {name: one for name, one in found.items() if bool(values_of(results, name).notnull().any())}
     order = [*GROUPS, OTHERS]
     known = [name for names in GROUPS.values() for name in names]
 
@@ -88,7 +88,7 @@ def measures(results: xr.Dataset) -> dict[str, Measure]:
     return {one.name: one for one in sorted(there.values(), key=place)}
 
 
-def measured(results: xr.Dataset, name: str) -> xr.DataArray:
+def values_of(results: xr.Dataset, name: str) -> xr.DataArray:
     """Return the values of a measure, over (task, method, network), or (task, method) of one without networks.
 
     Raises:

@@ -33,7 +33,7 @@ from neurosde.evaluation.inference_averages import Averages, averages, by_ensemb
 from neurosde.evaluation.inference_figures import log_scale
 from neurosde.evaluation.inference_methods import METHODS
 from neurosde.evaluation.inference_tasks import DT, Task, record
-from neurosde.evaluation.measures import measured
+from neurosde.evaluation.measures import values_of
 from neurosde.evaluation.posterior_benchmark import PosteriorBenchmark, known_ensembles, posterior_benchmark
 from neurosde.evaluation.rank_calibration import rank_curves
 from neurosde.evaluation.timing import hardware
@@ -79,7 +79,7 @@ def section(results: xr.Dataset) -> str:
     sets = {head: [k] for k, head in enumerate(_heads(results))} if few else by_ensemble(results)
     parts = []
     for metric, title in TABLES.items():
-        found = averages(measured(results, metric), sets, titles)
+        found = averages(values_of(results, metric), sets, titles)
         least = found.mean.where(found.complete).round(2).min()
         lines = [f"| {title} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
         for method in titles:
@@ -111,7 +111,7 @@ def _cell(found: Averages, method: str, name: str, least: float) -> str:
     if not found.complete.loc[method, name]:
         return f"{mean:.2f} ({tasks}/{found.possible[name]} tasks)"
     value = f"**{mean:.2f}**" if round(mean, 2) == least else f"{mean:.2f}"
-    return f"{value} ± {0 if math.isnan(half) else half:.2f}"
+    return value if math.isnan(half) else f"{value} ± {half:.2f}"
 
 
 def replace_section(readme: Path, text: str) -> None:
@@ -162,7 +162,7 @@ def shown_task(results: xr.Dataset, name: str, ensembles: Sequence[str]) -> Task
     else:
         least = min(results["neurons"].values[k] for k in known)
         small = [k for k in known if results["neurons"].values[k] == least]
-        errors = measured(results, "relative_error").mean("network")
+        errors = values_of(results, "relative_error").mean("network")
         method = "cfg" if "cfg" in errors["method"].values else errors["method"].values[0]
         order = np.argsort([float(errors.sel({"method": method})[k]) for k in small], kind="stable")
         chosen = small[int(order[len(order) // 2])]
@@ -239,7 +239,7 @@ def _cost(results: xr.Dataset) -> Figure:
     N = int(results["neurons"].min())
     small = {"all": np.flatnonzero(results["neurons"].values == N).tolist()}
     titles = [METHODS[str(name)] for name in results["method"].values]
-    error, seconds = (averages(measured(results, name), small, titles).mean for name in ("relative_error", "seconds"))
+    error, seconds = (averages(values_of(results, name), small, titles).mean for name in ("relative_error", "seconds"))
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for k, method in enumerate(titles):
