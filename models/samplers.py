@@ -65,9 +65,9 @@ Method = Literal["multistep", "heun", "dpmpp_2m", "sde"]
 STEPS = 64
 CHURN = 0.5
 ORDER = 3  # of multistep's first guess at a step, once it has as many values; the correction has one more
-# Steps in log s longer than these have a guess of second order, and are not corrected: where a weight is known to be 0,
-# errors of longer ones would grow from step to step.
-EXTRAPOLATED, CORRECTED = 0.5, 0.35
+# Where a weight is known, such as to be 0, y falls as s does: dy/d log s = y c/(c + s²). Of steps longer than these,
+# in log s times this rate, errors would grow: the guess is of second order then, and not corrected.
+EXTRAPOLATED, CORRECTED = 0.4, 0.25
 
 
 def sample(
@@ -195,7 +195,9 @@ def _multistep(
     """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
     points: list[float] = []  # log s of the last evaluations, the latest first
     values: list[Tensor] = []  # F there
-    made: list[tuple[Tensor, _Weights]] = []  # y at the end of the last step if F were 0, and what F adds
+    made: list[
+        tuple[Tensor, _Weights, bool]
+    ] = []  # y after the last step if F were 0, what F adds, whether it is short
     m = gaussian.mean
 
     def step(x: Tensor, s: float, t: float) -> Tensor:
@@ -209,16 +211,17 @@ def _multistep(
         if t == 0:  # F stays what it is, and is of this very x: W may be known better than to the last level
             return gaussian.back(m + c.sqrt() * (y + torch.atan(s * c.rsqrt()) * values[0]))
         if made:
-            before, weights = made.pop()
-            if points[1] - points[0] < CORRECTED:  # that step once more, now that F is known at its end
+            before, weights, short = made.pop()
+            if short:  # that step once more, now that F is known at its end
                 y = before + weights.integral(points, values)
-        order = ORDER if math.log(s / t) < EXTRAPOLATED else 2
+        length = math.log(s / t) * float((c / (t**2 + c)).max())
+        order = ORDER if length < EXTRAPOLATED else 2
         del points[ORDER:], values[ORDER:]
         if normal is not None:
             kept = ((t**2 + c) / total) ** churn
             y = kept.sqrt() * y + (1 - kept).sqrt() * normal()
         weights = _Weights.of(s, t, c, churn)
-        made.append((y, weights))
+        made.append((y, weights, length < CORRECTED))
         return gaussian.back(m + (t**2 + c).sqrt() * (y + weights.integral(points[:order], values[:order])))
 
     return step
