@@ -30,9 +30,9 @@ The reverse process may have fresh noise of any variance, η times that of the f
 A trained network's draws drift along the flow: where it errs, later steps see matrices unlike those it was trained on.
 Fresh noise forgets that, at the price of more steps.
 
-What the correction does: of a trained prior for Dale's law, N = 100, the norms of draws by 40 levels differ from those by
-240, from the same noise, by −0.83 ± 0.04 % without it and by −0.02 ± 0.01 % where every step is corrected. For sparse
-weights given a recording that tells much, long corrected steps leave zeros spread: hence the limits below.
+What the correction does: of a trained prior for Dale's law, N = 100, the norms of draws by 40 levels differ from those
+by 240, from the same noise, by −0.83 ± 0.04 % without it and by −0.02 ± 0.01 % where every step is corrected. Of sparse
+weights and a recording that tells much, long corrected steps leave zeros spread: hence the limits below.
 
 References:
     Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),
