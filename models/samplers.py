@@ -195,9 +195,8 @@ def _multistep(
     """Exact where F is a polynomial in log s through its last values, so for the Gaussian at any steps."""
     points: list[float] = []  # log s of the last evaluations, the latest first
     values: list[Tensor] = []  # F there
-    made: list[
-        tuple[Tensor, _Weights, bool]
-    ] = []  # y after the last step if F were 0, what F adds, whether it is short
+    # Of the last step: y after it if F were 0, what F adds, and whether it is short.
+    made: list[tuple[Tensor, _Weights, bool]] = []
     m = gaussian.mean
 
     def step(x: Tensor, s: float, t: float) -> Tensor:
