@@ -237,12 +237,12 @@ def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_M
 
     They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
 
-        ∝ exp(−(u − 1)²/(2·1.8²)) + 0.2.
+        ∝ exp(−(u − 1)²/(2·1.8²)) + 0.35.
 
     Signs of columns, clusters, factors and the gain become certain between s = 40 and 0.5, each within a narrow range,
-    and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of multistep's draws by 36,
-    from the same noise, is off by −0.30 ± 0.02 % for clusters, −0.09 ± 0.03 % for Dale's law, 0.00 ± 0.01 % for low
-    rank and −0.11 ± 0.01 % for sparse weights of 50 neurons, by −0.10 ± 0.02 % for Dale's law of 100 (trained priors).
+    and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of multistep's draws by 40,
+    from the same noise, is off by −0.22 ± 0.01 % for clusters, −0.05 ± 0.01 % for Dale's law, 0.00 ± 0.01 % for low
+    rank and −0.03 ± 0.01 % for sparse weights of 50 neurons (trained priors).
 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.

@@ -249,7 +249,7 @@ def test_churn_forgets_what_a_denoiser_did_wrong_before():
 
 
 @pytest.mark.parametrize("method", ["multistep", "sde"])
-@pytest.mark.parametrize("levels", [12, 16, 24, 36, 64])
+@pytest.mark.parametrize("levels", [16, 24, 40, 64])
 def test_what_is_known_stays_as_near_as_the_level(method, levels):
     spreads = []
 
@@ -258,10 +258,10 @@ def test_what_is_known_stays_as_near_as_the_level(method, levels):
         return torch.zeros_like(x)
 
     found = sample(zero, (60, 60), method=method, sigmas=noise_levels(levels), generator=0)
-    # Exactly, W_s is s ε: 1, and 0.012 is the deviation of 3600 normals' spread. The rest is what steps err: up
-    # to 7 where those longer than 0.4 and 0.25 are extrapolated and corrected, too.
+    # Exactly, W_s is s ε: 1, and 0.012 is the deviation of 3600 normals' spread. The rest is what steps err: up to 33
+    # by sde where longer ones than SHORT and CHURNED are corrected and have fresh noise.
     assert max(spreads) < 1.2
-    assert min(spreads) > 0.7  # the second order overshoots where few levels make steps longer than 2
+    assert min(spreads) > 0.9
     assert float(found.abs().max()) < 1e-6
 
 
