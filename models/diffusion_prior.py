@@ -20,7 +20,7 @@ from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count
 
-STEPS = 40  # noise levels of draws by a trained network
+STEPS = 44  # noise levels of draws by a trained network
 
 
 @dataclass(frozen=True)

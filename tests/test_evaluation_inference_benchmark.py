@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from neurosde.evaluation.inference_benchmark import inference_benchmark
 from neurosde.evaluation.inference_cells import Cell
 from neurosde.evaluation.inference_config import InferenceBenchmark
 from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, infer_by
-from neurosde.evaluation.inference_metrics import METRICS, measured
+from neurosde.evaluation.inference_metrics import METRICS, activity_distance, measured
 from neurosde.evaluation.inference_report import calibration_table, markdown_tables, means, write_inference_report
-from neurosde.evaluation.inference_tasks import Task, record, suite_tasks
+from neurosde.evaluation.inference_tasks import DT, Task, record, suite_tasks
+from neurosde.solve import simulate_rate_network
 
 SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
 SMALL = InferenceBenchmark(tasks=(SPARSE,), methods=("ridge", "gaussian"), networks=3, draws=16)
@@ -51,6 +53,22 @@ def test_the_truth_as_an_estimate_has_no_error_and_chance_is_chance():
     worse = measured(Inferred(torch.zeros_like(recorded.weights)), recorded, 0)
     assert np.allclose(worse["relative_error"], 1) and np.allclose(worse["edge_auc"], 0.5)
     assert all(a > b for a, b in zip(best["held_out"], worse["held_out"], strict=True))
+
+
+def test_the_same_activity_is_at_no_distance_and_a_louder_one_at_that_of_its_loudness():
+    """Of six statistics two do not feel a factor c, one goes as c and three as c²: mean |log ratio| is 7/6 log c."""
+    recorded = record(Task("gaussian", 10, 200), (0, 1))
+    voltage, W = recorded.voltage[1], recorded.weights[1:]
+    again = simulate_rate_network(W.to(voltage), voltage[:, 0], 200, DT, 1.0, noise_std=0.3, generator=8)
+
+    def distance(drawn, factor=1.0):
+        activity = torch.stack([torch.zeros_like(again), factor * again])
+        known = SimpleNamespace(task=recorded.task, voltage=recorded.voltage, activity=activity)
+        return activity_distance(drawn, known, 1, 8)
+
+    assert distance(W) < 1e-6
+    assert distance(W, 0.8) == pytest.approx(7 / 6 * np.log(1 / 0.8), rel=1e-5)  # activity is float32
+    assert distance(torch.cat([W, 0 * W])) > 0.1  # a draw that is nothing like them
 
 
 def test_told_the_gain_the_gaussian_posterior_is_the_exact_one():

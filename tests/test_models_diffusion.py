@@ -310,7 +310,7 @@ def test_levels_have_the_density_that_they_are_said_to_have():
     """Between any two neighbours lies the same share of it, by adaptive quadrature."""
     u = noise_levels(12, 80.0, 0.002)[:-1].log().tolist()
     shares = [
-        scipy.integrate.quad(lambda x: math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 0.2, low, high)[0]
+        scipy.integrate.quad(lambda x: math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 0.5, low, high)[0]
         for high, low in zip(u, u[1:], strict=False)
     ]
     assert max(shares) / min(shares) < 1 + 1e-5

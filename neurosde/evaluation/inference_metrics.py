@@ -17,7 +17,7 @@ from neurosde.evaluation.inference_methods import Inferred
 from neurosde.evaluation.inference_tasks import DT, Recorded, unit
 from neurosde.evaluation.page_table import Sense
 from neurosde.evaluation.posterior_benchmark import DIRECTIONS, FEATURES
-from neurosde.evaluation.predictive import held_out_log_likelihood
+from neurosde.evaluation.predictive import held_out_log_likelihood, statistics
 from neurosde.evaluation.recovery import SENSES, point_metrics
 from neurosde.evaluation.scores import crps, energy_score, log_score
 from neurosde.likelihood import transitions
@@ -25,6 +25,7 @@ from neurosde.lyapunov import lyapunov_exponents
 from neurosde.models.inference import CHECKED_DRAWS
 from neurosde.rate_sde import RateSDE
 from neurosde.residuals import residual_checks
+from neurosde.solve import simulate_rate_network
 
 RANKS = tuple(f"rank of {feature}" for feature in FEATURES)
 METRICS: dict[str, tuple[str, Sense]] = {
@@ -32,6 +33,7 @@ METRICS: dict[str, tuple[str, Sense]] = {
     "edge_auc": ("area under the curve of edges", "higher"),
     "sign_accuracy": ("share of right signs", "higher"),
     "singular_value_error": ("singular value error", "lower"),
+    "activity_distance": ("distance of activity statistics, mean |log ratio|", "lower"),
     "lyapunov_error": ("error of the largest Lyapunov exponent, 1/tau", "lower"),
     "fixed_point_distance": ("distance of the fixed points, rates", "lower"),
     "held_out": ("log-likelihood of a held-out trial, nats per transition", "higher"),
@@ -73,9 +75,17 @@ MISSING = {
     **dict.fromkeys(("c2st_mlp", "c2st_forest"), f"{_OF_DRAWS}, and of fewer than 10; {_OF_EXACT}"),
     "c2st_ratio": f"NaN where one of both densities is not known in closed form; {_OF_EXACT}",
 }  # why a metric is NaN, beside guidances that diverged, of which only costs are known
-DYNAMIC_DRAWS = 4  # whose Lyapunov exponents are averaged
+DYNAMIC_DRAWS = 4  # whose Lyapunov exponents and activity are averaged
 POINT_DRAWS = 2  # whose fixed points are found
 STARTS = 32  # of Newton's method
+POSITIVE = (
+    "spread of mean rates",
+    "variance",
+    "spread of variances",
+    "rms covariance",
+    "autocorrelation time",
+    "dimension",
+)  # statistics of activity whose ratios mean something
 
 
 def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[float]]:
@@ -84,6 +94,8 @@ def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[f
     The largest Lyapunov exponent and the fixed points are those of some draws, for a mean of draws is a network that
     shrinks more than any of them: `lyapunov_error` is |mean exponent of draws − true one|, `fixed_point_distance` the
     mean of `dynamics.fixed_point_distance` over draws. Of a method without draws they are those of its estimate.
+    `activity_distance` is the mean over statistics of activity of |log ratio|: of activity simulated with some draws,
+    or with the estimate, from the recording's initial states with noise of its own, over that of the recording.
     `misfit` is the largest of the scores by which `neurosde infer` warns (`neurosde.residuals`), of draws: a normal
     number of right posteriors, and one beyond 5 makes it warn.
     """
@@ -95,6 +107,7 @@ def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[f
     s0 = unit(task)
     draws = None if found.draws is None else found.draws.double().numpy()
     for k, row in enumerate(rows):
+        row["activity_distance"] = activity_distance(drawn[:DYNAMIC_DRAWS, k], recorded, k, seed)
         row["lyapunov_error"] = abs(float(apart[k]))
         row["fixed_point_distance"] = _fixed_points_apart(drawn[:POINT_DRAWS, k], recorded.weights[k])
         weights = estimates[k] if draws is None else draws[:, k]
@@ -117,6 +130,25 @@ def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[f
     if draws is not None:
         metrics |= _calibration(draws, truth, seed)
     return metrics
+
+
+def activity_distance(drawn: Tensor, recorded: Recorded, k: int, seed: int) -> float:
+    """Mean |log ratio| of statistics of simulated activity and of the k-th recording.
+
+    Args:
+        drawn: W (draw, post, pre), whose activity's statistics are averaged.
+        recorded: the recordings.
+        k: which of them.
+        seed: of the noise.
+    """
+    voltage, noise_std = recorded.voltage[k], recorded.task.noise_std
+    activity = simulate_rate_network(
+        drawn.to(voltage).unsqueeze(1), voltage[:, 0], voltage.shape[1], DT, 1.0, noise_std=noise_std, generator=seed
+    )
+    found = [statistics(one, DT) for one in activity.numpy()]
+    true = statistics(recorded.activity[k].numpy(), DT)
+    ratios = [np.mean([one[name] for one in found]) / true[name] for name in POSITIVE]
+    return float(np.abs(np.log(ratios)).mean())
 
 
 def _calibration(draws: np.ndarray, truth: np.ndarray, seed: int) -> dict[str, Any]:

@@ -220,9 +220,9 @@ _ABOUT = {
     "not told them, distance is what that costs. A divergence is to be read beside that of as many exact draws, and a "
     "classifier has only that many to learn from: it finds gross differences.",
     "Prediction": "A trial that no method has seen; whether residuals look like noise, by the largest of the scores of "
-    "which infer warns beyond 5; the largest Lyapunov exponent and the fixed points of draws, or of the estimate of a "
-    "method without draws. The likelihood is that of the mean of densities over draws: of few draws it is lower than "
-    "of all, and should not be compared with that of an estimate.",
+    "which infer warns beyond 5; activity that is simulated anew, the largest Lyapunov exponent and the fixed points "
+    "of draws, or of the estimate of a method without draws. The likelihood is that of the mean of densities over "
+    "draws: of few draws it is lower than of all, and should not be compared with that of an estimate.",
     "Cost": "Of one network, on the machine named below; training of the trained posterior is not counted, that of "
     "sbi's methods is.",
     "Calibration": "Of a calibrated posterior the truth is one more draw where networks are drawn from its prior. The "

@@ -35,7 +35,7 @@ GROUPS = {
         "kl", "kl_floor", "to_exact", "sd_ratio", "least_variance", "largest_variance", "c2st_mlp", "c2st_forest",
         "c2st_ratio"
     ),
-    "Prediction": ("held_out", "misfit", "lyapunov_error", "fixed_point_distance"),
+    "Prediction": ("held_out", "misfit", "activity_distance", "lyapunov_error", "fixed_point_distance"),
     "Cost": ("seconds", "memory"),
     "Calibration": ("credibility", *RANKS, "local_c2st", "local_c2st_p"),
 }  # fmt: skip
