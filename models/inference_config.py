@@ -75,7 +75,7 @@ class InferenceConfig:
             if getattr(self, name) is not None:
                 check_positive(getattr(self, name), name)
         if self.tau_range is not None:
-            check_range(self.tau_range)
+            check_range(self.tau_range, name="tau_range")
             if self.tau is not None:
                 raise ValueError(f"give --tau or --tau-range; got {self.tau} and {self.tau_range}.")
         if self.noise_std is not None:

@@ -87,7 +87,7 @@ def time_constant_statistics(
     )
 
 
-def check_range(tau: Sequence[float], dt: float | None = None) -> tuple[float, float]:
+def check_range(tau: Sequence[float], dt: float | None = None, name: str = "tau") -> tuple[float, float]:
     """Return a range of time constants, if it is one; warns where dt is above its lower end.
 
     Raises:
@@ -95,9 +95,9 @@ def check_range(tau: Sequence[float], dt: float | None = None) -> tuple[float, f
         ValueError: it is no range.
     """
     if not isinstance(tau, Sequence):
-        raise TypeError(f"tau must be a range, two time constants; got {tau!r}.")
-    if len(tau) != 2 or not check_positive(tau[0], "tau") < check_positive(tau[1], "tau"):
-        raise ValueError(f"tau must be two time constants, the lower one first; got {tuple(tau)}.")
+        raise TypeError(f"{name} must be a range, two time constants; got {tau!r}.")
+    if len(tau) != 2 or not check_positive(tau[0], name) < check_positive(tau[1], name):
+        raise ValueError(f"{name} must be two time constants, the lower one first; got {tuple(tau)}.")
     if dt is not None:
         check_time_step(dt, tau[0])
     return float(tau[0]), float(tau[1])

@@ -33,7 +33,7 @@ THIN = 32  # of chains: at 8 those of half of the sparse networks of 20 neurons 
 LARGEST = 20  # neurons, where draws come from chains
 RATIO_DRAWS = 2000  # of each of two laws whose densities are known
 METRICS = (
-    "to_exact", "sd_ratio", "least_variance", "largest_variance", "kl", "kl_floor", "c2st_mlp", "c2st_forest",
+    "kl", "kl_floor", "to_exact", "sd_ratio", "least_variance", "largest_variance", "c2st_mlp", "c2st_forest",
     "c2st_ratio",
 )  # fmt: skip
 

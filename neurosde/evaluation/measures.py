@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from neurosde.evaluation.exact_reference import METRICS as OF_EXACT
 from neurosde.evaluation.inference_metrics import METRICS, RANKS
 from neurosde.evaluation.page_table import Sense
 
@@ -31,10 +32,7 @@ GROUPS = {
         "spectral_radius_error",
     ),
     "Posterior": ("energy_score", "crps", "log_score", "coverage_90", "contraction"),
-    "Exact posterior": (
-        "kl", "kl_floor", "to_exact", "sd_ratio", "least_variance", "largest_variance", "c2st_mlp", "c2st_forest",
-        "c2st_ratio"
-    ),
+    "Exact posterior": OF_EXACT,
     "Prediction": ("held_out", "misfit", "activity_distance", "lyapunov_error", "fixed_point_distance"),
     "Cost": ("seconds", "memory"),
     "Calibration": ("credibility", *RANKS, "local_c2st", "local_c2st_p"),
