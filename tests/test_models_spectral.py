@@ -98,8 +98,8 @@ def test_relabelling_neurons_relabels_what_a_network_with_thresholds_says():
 
 
 def test_a_network_with_thresholds_starts_from_one_without():
-    config = PriorTraining(ensembles=(LowRank(1.5),), sizes=(6,), preset="spectral", start="block", batch_entries=72)
-    network, start = DenoiserModule(config).network, load_network("block")
+    config = PriorTraining(ensembles=(LowRank(1.5),), sizes=(6,), preset="spectral", start="gaussian", batch_entries=72)
+    network, start = DenoiserModule(config).network, load_network("gaussian")
     assert network.config.thresholds and not start.config.thresholds
     z, u = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(4))
     sigma = torch.tensor([-2.0, 0.0, 2.0])
