@@ -21,6 +21,8 @@ from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count
 
 STEPS = 44  # noise levels of draws by a trained network
+RESOLUTION = 5 * SIGMA_MIN  # below which a weight of a draw is not told from 0, in J units
+MOVED = 12 * SIGMA_MIN  # below which weights of draws are not where they should be
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class DiffusionPrior:
     ) -> Tensor:
         """Draw weight matrices.
 
-        Weights below 4 σ_min = 0.008 s₀ cannot be told from none; a matrix with more of them than a density without an
-        atom at 0 would have is a sparse one, and they are set to 0.
+        Weights below 5 σ_min = 0.01 s₀ cannot be told from none; a matrix with more of them than a density without an
+        atom at 0 would have is a sparse one, and they are set to 0, but for the few that are weak ones.
 
         Args:
             num: number of matrices.
@@ -122,11 +124,12 @@ class DiffusionPrior:
                 f"this prior was trained with {low} to {high} neurons; what it draws for N = {N} is untested.",
                 stacklevel=2,
             )
+        source = as_generator(generator, self.device)
         J = sample(
             self.denoiser(family), (num, N, N), method=method, sigmas=noise_levels(steps, self.config.sigma_max),
-            generator=as_generator(generator, self.device), device=self.device, progress=progress,
+            generator=source, device=self.device, progress=progress,
         )  # fmt: skip
-        return scale * (with_exact_zeros(J) if self.config.sparse else J)
+        return scale * (with_exact_zeros(J, source) if self.config.sparse else J)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the prior to one file, which appears when it is whole.
@@ -156,8 +159,24 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Diffusio
     return DiffusionPrior(*load_model(path, "prior", PriorConfig, device))
 
 
-def with_exact_zeros(J: Tensor) -> Tensor:
-    """Set weights to 0 that are too small to be told from it, in matrices that have many of them."""
-    small = J.abs() < 4 * SIGMA_MIN
-    sparse = small.double().mean((-1, -2), keepdim=True) > 0.05
-    return J.masked_fill(small & sparse, 0.0)
+def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Give weights that are too small to be told from 0 their law, in matrices that have many of them.
+
+    A denoiser leaves next to nothing of a weight below 5 σ_min, be it of no connection or of a weak one, and moves
+    those below 12 σ_min. Likelihoods are flat over so small a range, and no recording tells which is which. Those below
+    5 σ_min are made weak ones, uniform between −5 σ_min and 5 σ_min, with the probability that makes non-zero weights
+    as dense below 12 σ_min as between 12 and 36 σ_min in all draws of the same network; else they are 0.
+
+    Args:
+        J: draws in the unit of the network, shape (draw, ..., post, pre).
+        generator: of the weak ones.
+    """
+    drawn, size = (0, -2, -1), J.abs()
+    small = size < RESOLUTION
+    small &= small.double().mean((-1, -2), keepdim=True) > 0.05
+    sparse = small.any(-1, keepdim=True).any(-2, keepdim=True)
+    beside = (sparse & (size >= MOVED) & (size < 3 * MOVED)).sum(drawn, keepdim=True)
+    found = (sparse & (size >= RESOLUTION) & (size < MOVED)).sum(drawn, keepdim=True)
+    share = (beside / 2 - found).clamp(min=0) / small.sum(drawn, keepdim=True).clamp(min=1)
+    chance, value = torch.rand(2, *J.shape, generator=generator, dtype=J.dtype, device=J.device)
+    return torch.where(small, torch.where(chance < share, RESOLUTION * (2 * value - 1), 0.0), J)

@@ -147,7 +147,7 @@ class WeightPosterior:
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip
         if self.model.config.sparse:
-            J = with_exact_zeros(J)
+            J = with_exact_zeros(J, source)
         return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
 
     @property
@@ -224,7 +224,7 @@ class WeightPosterior:
             own = None if log_prob is None else lambda J: log_prob(unit * J)
             refiner = GuidedDiffusion(prior, method, log_prob=own, **options)
         found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
-        J = with_exact_zeros(found.draws) if self.model.config.sparse else found.draws
+        J = with_exact_zeros(found.draws, source) if self.model.config.sparse else found.draws
         return replace(found, draws=torch.where(found.diverged[:, None, None], draws.to(J), J * unit))
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
