@@ -269,8 +269,13 @@ def _decomposed(precision: Tensor, cross: Tensor) -> Evidence:
 
 def _by_threads(precision: Tensor, cross: Tensor) -> Evidence:
     device, parts = precision.device, max(1, min(PARTS, len(precision) // 8))
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(Evidence.of, precision.cpu().chunk(parts), cross.cpu().chunk(parts)))
+    within = torch.get_num_threads()
+    torch.set_num_threads(1)  # of LAPACK in each of the threads, which would else be their number squared
+    try:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(Evidence.of, precision.cpu().chunk(parts), cross.cpu().chunk(parts)))
+    finally:
+        torch.set_num_threads(within)
     eigenvalues, vectors, along = zip(*((one.eigenvalues, one.vectors, one.cross) for one in found), strict=True)
     return Evidence(*(torch.cat(each).to(device) for each in (eigenvalues, vectors, along)))
 

@@ -123,7 +123,9 @@ def test_each_network_is_seen_at_several_lengths():
 
 def test_threads_decompose_as_one_does():
     phi, y = torch.randn(2, 37, 9, 5, dtype=D, generator=generator())
+    threads = torch.get_num_threads()
     one, other = (make(phi.mT @ phi, y.mT @ phi) for make in (Evidence.of, _by_threads))
+    assert torch.get_num_threads() == threads
     for name in ("eigenvalues", "vectors", "cross"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
