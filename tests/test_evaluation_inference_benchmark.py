@@ -69,6 +69,7 @@ def test_the_same_activity_is_at_no_distance_and_a_louder_one_at_that_of_its_lou
     assert distance(W) < 1e-6
     assert distance(W, 0.8) == pytest.approx(7 / 6 * np.log(1 / 0.8), rel=1e-5)  # activity is float32
     assert distance(torch.cat([W, 0 * W])) > 0.1  # a draw that is nothing like them
+    assert np.isnan(distance(W, 0.0))  # nothing to compare with
 
 
 def test_told_the_gain_the_gaussian_posterior_is_the_exact_one():

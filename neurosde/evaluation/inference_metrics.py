@@ -64,6 +64,7 @@ _OF_EXACT = (
 )
 MISSING = {
     "edge_auc": "NaN where no true weight is zero",
+    "activity_distance": "NaN where a statistic is 0, as of activity at rest",
     "fixed_point_distance": "NaN where none is found of the network or of its estimate",
     **dict.fromkeys(("misfit", "energy_score", "crps", "log_score", "coverage_90", "contraction"), _OF_DRAWS),
     **dict.fromkeys(("credibility", *RANKS), _OF_DRAWS),
@@ -133,7 +134,7 @@ def measured(found: Inferred, recorded: Recorded, seed: int) -> dict[str, list[f
 
 
 def activity_distance(drawn: Tensor, recorded: Recorded, k: int, seed: int) -> float:
-    """Mean |log ratio| of statistics of simulated activity and of the k-th recording.
+    """Mean |log ratio| of statistics of simulated activity and of the k-th recording; NaN where one of them is 0.
 
     Args:
         drawn: W (draw, post, pre), whose activity's statistics are averaged.
@@ -145,10 +146,12 @@ def activity_distance(drawn: Tensor, recorded: Recorded, k: int, seed: int) -> f
     activity = simulate_rate_network(
         drawn.to(voltage).unsqueeze(1), voltage[:, 0], voltage.shape[1], DT, 1.0, noise_std=noise_std, generator=seed
     )
-    found = [statistics(one, DT) for one in activity.numpy()]
+    of_draws = [statistics(one, DT) for one in activity.numpy()]
     true = statistics(recorded.activity[k].numpy(), DT)
-    ratios = [np.mean([one[name] for one in found]) / true[name] for name in POSITIVE]
-    return float(np.abs(np.log(ratios)).mean())
+    pairs = np.array([(np.mean([one[name] for one in of_draws]), true[name]) for name in POSITIVE])
+    if not (np.isfinite(pairs).all() and (pairs > 0).all()):
+        return math.nan
+    return float(np.abs(np.diff(np.log(pairs))).mean())
 
 
 def _calibration(draws: np.ndarray, truth: np.ndarray, seed: int) -> dict[str, Any]:
