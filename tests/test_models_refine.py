@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
+from problems import GAUSSIAN, D, normal
 
 from neurosde.cli import main
 from neurosde.datasets import generate_activity_trials, sample_weight_matrix
@@ -18,7 +19,6 @@ from neurosde.models import (
     GaussianPosterior,
     GuidedDiffusion,
     InferenceConfig,
-    ScaleMixtureDenoiser,
     fold,
     infer,
     open_posterior,
@@ -26,13 +26,7 @@ from neurosde.models import (
 )
 from neurosde.models.posterior_file import recording_of
 
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
 SIGMA, DT = 0.3, 0.1
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def whitened(draws, evidence):

@@ -5,13 +5,13 @@ import math
 import pytest
 import scipy.stats
 import torch
+from problems import GAUSSIAN, SPARSE, D, normal, number, source
 
 from neurosde.datasets.ensembles import Sparse
 from neurosde.evaluation.c2st import c2st
 from neurosde.models import (
     Evidence,
     ScaleMixtureDenoiser,
-    SpikeAndSlabDenoiser,
     fold,
     noise_levels,
     sample,
@@ -19,22 +19,6 @@ from neurosde.models import (
 from neurosde.models.dps import MomentMatching
 from neurosde.models.exact_posterior import exact_posterior
 from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, divided, given_noisy, observed, r_hat
-
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
-SPARSE = SpikeAndSlabDenoiser(0.3, 1 / 0.3)  # in units of s₀
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def number(s):
-    return torch.tensor(s, dtype=D)
-
-
-def source(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_given_a_noisy_matrix_draws_are_of_the_priors_law():
