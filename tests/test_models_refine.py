@@ -168,7 +168,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["evaluate", str(refined), "--truth", str(cube), "--out-dir", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
     assert "coverage_90" in said and "truth_chi2" not in said
-    again = ["refine", str(refined), "--recording", str(cube), "--method", "mmps", "--rho", "0.5"]
+    again = ["refine", str(refined), "--recording", str(cube), "--method", "pigdm", "--rho", "0.5"]
     assert main([*again, "--out", str(tmp_path / "again.nc")]) == 0
     assert "this guidance approximates" in capsys.readouterr().out
     assert main(["refine", str(cube)]) == 2
