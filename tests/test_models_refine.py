@@ -122,8 +122,8 @@ def test_a_refined_posterior_knows_what_was_observed_of_its_cube(posteriors, tmp
 @pytest.mark.slow
 def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     W, here = recording()
-    plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2))
-    config = InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2, refine="gibbs", family="dale")
+    plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2))
+    config = InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2, refine="gibbs", family="dale")
     refined = infer(here, config)
 
     # Of a right posterior the truth is one draw more: its squared distance from the mean of S draws is (1 + 1/S) of
@@ -144,7 +144,7 @@ def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     assert tree["refinement"].sizes["sweep"] == len(refined.refinement.rho) and float(
         tree["refinement"]["refine_seconds"]
     )
-    assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 48, 12, 12)
+    assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 24, 12, 12)
     assert "recording_log_likelihood" in tree["sample_stats"] and tree.attrs["refined_by"] == "gibbs"
     assert len(arviz_base.convert_to_datatree(tree).children)
 
