@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from neurosde.cli import main
 from neurosde.julia import Julia, JuliaNotFoundError, find_julia
 from neurosde.models import Evidence
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that problems.py is found, whatever pytest's import mode
+from problems import normal
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # read when matplotlib is first imported
 
@@ -34,9 +38,6 @@ def julia() -> Julia:
 @pytest.fixture(scope="session")
 def evidence_of() -> Callable[..., Evidence]:
     """Evidence of a made-up recording: how much it tells is set, and what it tells is true of J but for the noise."""
-
-    def normal(*shape: int, seed: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
     def make(N: int, low: float = 0.3, high: float = 200.0, seed: int = 0, J: torch.Tensor | None = None) -> Evidence:
         """Λ has N eigenvalues from `low` to `high`, B is J Λ and noise of covariance Λ; J (post, N) or normal."""

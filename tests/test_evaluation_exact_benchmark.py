@@ -11,6 +11,7 @@ import xarray as xr
 
 from neurosde.cli import main
 from neurosde.evaluation import exact_benchmark as module
+from neurosde.evaluation.c2st import TwoSampleTest
 from neurosde.evaluation.exact_benchmark import METHODS, RESOLUTION, ExactBenchmark, exact_benchmark, markdown_table
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
@@ -28,19 +29,19 @@ def untrained():
 
 
 def test_with_the_gain_known_gaussian_methods_are_exact(untrained):
-    c = ExactBenchmark(sizes=(4,), families=("gaussian",), gain=1.2, length=60, networks=6, draws=1000, thin=1, steps=6)
+    c = ExactBenchmark(sizes=(4,), families=("gaussian",), gain=1.2, length=60, networks=4, draws=1000, thin=1, steps=6)
     found = exact_benchmark(untrained, c).squeeze(["ensemble", "neurons"])
     means = found.mean("network")
     # The exact means have the Monte-Carlo error of no draws at all: given gain and structure, W's mean is explicit.
     np.testing.assert_allclose(found["to_exact"].sel({"method": ["exact", "gaussian"]}), 0, atol=1e-9)
     np.testing.assert_allclose(found["to_exact"].sel({"method": "cfg"}), 0, atol=1e-3)
     drawn = means.sel({"method": ["exact", "cfg", "gaussian"]})
-    # 1000 draws of 6 networks' 4 rows, where one direction may have all the variance; of both samples; of a root, half.
-    np.testing.assert_allclose(drawn["sd"], 1, atol=4 * math.sqrt(2 * 2 / 1000 / 24) / 2)
-    # Per network and direction, of 4 rows: √2 · √(2/4000), and the most extreme of 24.
+    # 1000 draws of 4 networks' 4 rows, where one direction may have all the variance; of both samples; of a root, half.
+    np.testing.assert_allclose(drawn["sd"], 1, atol=4 * math.sqrt(2 * 2 / 1000 / 16) / 2)
+    # Per network and direction, of 4 rows: √2 · √(2/4000), and the most extreme of 16.
     np.testing.assert_allclose(found["least_variance"].sel({"method": drawn.method}), 1, atol=5 * math.sqrt(2 / 2000))
     np.testing.assert_allclose(found["largest_variance"].sel({"method": drawn.method}), 1, atol=5 * math.sqrt(2 / 2000))
-    np.testing.assert_allclose(drawn["c2st"], 0.5, atol=4 * math.sqrt(0.25 / 2000 / 6))
+    np.testing.assert_allclose(drawn["c2st"], 0.5, atol=4 * math.sqrt(0.25 / 2000 / 4))
     for method in ("cfg", "gaussian"):
         np.testing.assert_allclose(
             found["log_score"].sel({"method": method}), found["log_score"].sel({"method": "exact"}), atol=1e-6
@@ -84,7 +85,9 @@ def test_sparse_weights_are_told_from_a_gaussian_posterior(untrained):
     assert float(found["monte_carlo_error"]) < 0.1
 
 
-def test_the_command(untrained, tmp_path, capsys):
+def test_the_command(untrained, tmp_path, capsys, monkeypatch):
+    """But for the classifier, whose findings other tests are about."""
+    monkeypatch.setattr(module, "c2st", lambda *_, **__: TwoSampleTest(0.5, 0.1))
     untrained.save(tmp_path / "posterior.safetensors")
     out = tmp_path / "exact.nc"
     command = ["benchmark", "exact", str(tmp_path), "--N", "3", "--networks", "2", "--draws", "16", "--steps", "3"]

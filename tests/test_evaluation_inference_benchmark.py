@@ -13,6 +13,7 @@ import xarray as xr
 
 from neurosde.cli import main
 from neurosde.datasets.execution import Execution
+from neurosde.evaluation import inference_metrics
 from neurosde.evaluation.inference_benchmark import inference_benchmark
 from neurosde.evaluation.inference_cells import Cell
 from neurosde.evaluation.inference_config import InferenceBenchmark
@@ -20,6 +21,7 @@ from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, in
 from neurosde.evaluation.inference_metrics import METRICS, activity_distance, measured
 from neurosde.evaluation.inference_report import calibration_table, markdown_tables, means, write_inference_report
 from neurosde.evaluation.inference_tasks import DT, Task, record, suite_tasks
+from neurosde.lyapunov import lyapunov_exponents
 from neurosde.solve import simulate_rate_network
 
 SPARSE = "sparse-N10-T100x2-g1.5-sigma0.3"
@@ -27,6 +29,14 @@ SMALL = InferenceBenchmark(tasks=(SPARSE,), methods=("ridge", "gaussian"), netwo
 BLOCK, DALE = SPARSE.replace("sparse", "block"), SPARSE.replace("sparse", "dale")  # whose exact posterior is not known
 BLOCKS = replace(SMALL, tasks=(BLOCK,))
 COST = ["seconds", "memory"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Lyapunov exponents of a tenth of the time, for tests that say nothing of their values."""
+    monkeypatch.setattr(
+        inference_metrics, "lyapunov_exponents", lambda sde, time: lyapunov_exponents(sde, time=time / 10)
+    )
 
 
 def test_a_network_depends_on_its_task_and_its_seed_alone():
@@ -44,7 +54,7 @@ def test_names_of_tasks_are_their_own():
         assert len(set(names)) == len(names)
 
 
-def test_the_truth_as_an_estimate_has_no_error_and_chance_is_chance():
+def test_the_truth_as_an_estimate_has_no_error_and_chance_is_chance(short):
     recorded = record(Task("sparse", 12, 30), (0, 1, 2))
     best = measured(Inferred(recorded.weights), recorded, 0)
     assert np.allclose(best["relative_error"], 0) and np.allclose(best["lyapunov_error"], 0)
@@ -84,7 +94,7 @@ def test_told_the_gain_the_gaussian_posterior_is_the_exact_one():
     assert float(error.abs().max()) < 4.6  # of 64 standard normal numbers once in 4000
 
 
-def test_finished_cells_are_kept_and_missing_ones_made(tmp_path):
+def test_finished_cells_are_kept_and_missing_ones_made(short, tmp_path):
     first = inference_benchmark(BLOCKS, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert len(files) == 2
@@ -140,8 +150,9 @@ def test_a_cell_is_taken_again_if_what_its_numbers_depend_on_is_the_same(tmp_pat
 
 @pytest.mark.slow
 def test_processes_find_the_same(tmp_path):
-    alone = inference_benchmark(SMALL, tmp_path / "alone")["results"]
-    several = inference_benchmark(SMALL, tmp_path / "several", Execution(workers=2))["results"]
+    two = replace(SMALL, networks=2)
+    alone = inference_benchmark(two, tmp_path / "alone")["results"]
+    several = inference_benchmark(two, tmp_path / "several", Execution(workers=2))["results"]
     cost = alone["metric"].isin(COST)
     xr.testing.assert_allclose(several.where(~cost), alone.where(~cost), rtol=1e-6)
     assert bool((several.sel({"metric": "seconds"}) > 0).all())
@@ -191,7 +202,7 @@ def test_the_table_of_calibration_is_of_ranks_among_draws():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys):
+def test_the_command(short, tmp_path, capsys):
     command = ["benchmark", "inference", "--tasks", SPARSE, "--networks", "2", "--draws", "8", "--out", str(tmp_path)]
     assert main([*command, "--methods", "ridge", "curbd", "cfg", "cfg-gibbs", "covariance", "precision"]) == 0
     said = capsys.readouterr().out

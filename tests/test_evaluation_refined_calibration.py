@@ -73,12 +73,12 @@ def test_the_score_of_the_truth_is_zero_and_of_others_what_they_are_off_by():
 @pytest.mark.slow
 def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monkeypatch):
     out = tmp_path / "rows.nc"
-    options = ["--N", "6", "--families", "dale", "sparse", "--networks", "3", "--draws", "4", "--length", "30"]
+    options = ["--N", "6", "--families", "dale", "sparse", "--networks", "2", "--draws", "4", "--length", "30"]
     command = ["benchmark", "refined", *options, "--sweeps", "8", "--steps", "4", "--out", str(out)]
     found, calls = module._refined, []
 
     def cut_short(*arguments):
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(arguments[1])
         return found(*arguments)
@@ -86,18 +86,18 @@ def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monk
     monkeypatch.setattr(module, "_refined", cut_short)
     assert main(command) == 130
     with xr.open_dataset(out) as rows:
-        assert int(rows["score"].notnull().all("stage").sum()) == 4
+        assert int(rows["score"].notnull().all("stage").sum()) == 3
         kept = rows["norm"].load()
     monkeypatch.setattr(module, "_refined", lambda *arguments: calls.append(arguments[1]) or found(*arguments))
     assert main(command) == 0
-    assert calls == ["dale"] * 3 + ["sparse"] * 3
+    assert calls == ["dale"] * 2 + ["sparse"] * 2
     said = capsys.readouterr().out
     with xr.open_dataset(out) as rows:
         assert markdown_table(rows) in said and said.count("| dale |") == 2
         assert not any(bool(rows[name].isnull().any()) for name in rows.data_vars)
         assert kept.where(kept.notnull(), rows["norm"]).equals(rows["norm"])
         whole = rows.load()
-    again = RefinedCalibration(families=("dale", "sparse"), N=6, networks=3, draws=4, length=30, sweeps=8, steps=4)
+    again = RefinedCalibration(families=("dale", "sparse"), N=6, networks=2, draws=4, length=30, sweeps=8, steps=4)
     fresh = refined_calibration(base, again, tmp_path / "fresh.nc", "base")
     for name in ("score", "norm", "rank", "credibility"):
         np.testing.assert_allclose(fresh[name], whole[name], rtol=1e-6)

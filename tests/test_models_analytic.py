@@ -4,22 +4,14 @@ import math
 
 import pytest
 import torch
+from problems import D, normal, number
 from torch.distributions import Normal
 
 from neurosde.datasets.ensembles import LowRank, Sparse
 from neurosde.models import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser, SpikedDenoiser
 
-D = torch.float64
 GAINS = torch.tensor([0.5, 0.9, 1.3], dtype=D)
 CHANCES = torch.tensor([0.3, 0.2, 0.5], dtype=D)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def number(s):
-    return torch.tensor(s, dtype=D)
 
 
 @pytest.mark.parametrize("s", [0.1, 1.0, 20.0])

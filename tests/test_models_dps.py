@@ -4,32 +4,15 @@ import math
 
 import pytest
 import torch
+from problems import GAUSSIAN, SPARSE, D, normal, number, source
 
 from neurosde.models import (
     FunctionGuidance,
-    ScaleMixtureDenoiser,
-    SpikeAndSlabDenoiser,
     fold,
     noise_levels,
     sample,
 )
 from neurosde.models.dps import DiffusionPosteriorSampling, MomentMatching, PseudoinverseGuidance
-
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
-SPARSE = SpikeAndSlabDenoiser(0.3, 1 / 0.3)  # in units of s₀
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def number(s):
-    return torch.tensor(s, dtype=D)
-
-
-def source(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("s", [0.01, 0.7, 5.0, 80.0])

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from problems import D, normal
 from scipy.stats import kstest
 
 from neurosde.datasets.ensembles import Block, Gaussian, LowRank, Sparse, make_ensemble
@@ -17,12 +18,7 @@ from neurosde.models import exact_posterior as module
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.exact_posterior import POINTS, exact_posterior
 
-D = torch.float64
 MIXTURES = {name: make_ensemble(name, 1.5, gain=0.5) for name in ("gaussian", "sparse", "low-rank")}
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def recorded(W, precision, seed=0):

@@ -70,12 +70,16 @@ def test_it_knows_no_less_of_gaussian_weights_than_can_be_known(base):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gaussian", "dale"])
 def test_ranks_of_the_truth_are_uniform(base, family):
-    """Simulation-based calibration, told the ensemble, whose gains are those of the training."""
-    W, statistics = recordings(family, 80, 6, seed=3)
-    draws = base.condition(statistics, noise_std=SIGMA, family=family).sample((15,), generator=0).numpy()
+    """Simulation-based calibration, told the ensemble, whose gains are those of the training.
+
+    Of a wrong width, a quadratic component of ranks, ranks among L draws keep L(L − 1)/((L + 2)(L + 3)): 120 networks
+    of 7 draws tell it as 82 of 15 do.
+    """
+    W, statistics = recordings(family, 120, 6, seed=3)
+    draws = base.condition(statistics, noise_std=SIGMA, family=family).sample((7,), generator=0).numpy()
     directions = np.random.default_rng(0).standard_normal((4, 6, 6))
     ranks = (projections(draws, directions) < projections(W.numpy(), directions)[:, None]).sum(1)
-    assert holm(uniformity(ranks, 15)).min() > 1e-3
+    assert holm(uniformity(ranks, 7)).min() > 1e-3
 
 
 def test_relabelling_the_neurons_relabels_the_posterior(base):
@@ -164,5 +168,5 @@ def test_it_fits_a_given_gain_and_family_exactly(base):
     posterior = base.condition(statistics, noise_std=SIGMA, gain=1.3, family="gaussian")
     exact = GaussianPosterior.from_statistics(statistics, SIGMA, 1.3**2 / 10)
     torch.testing.assert_close(posterior.mean, exact.mean, rtol=1e-8, atol=1e-8)
-    whitened = exact.whiten(posterior.sample((300,), generator=0))
+    whitened = exact.whiten(posterior.sample((100,), generator=0))  # 10 000 numbers
     assert scipy.stats.kstest(whitened.flatten().numpy(), "norm").pvalue > 1e-3

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
+from problems import GAUSSIAN, D, normal
 
 from neurosde.cli import main
 from neurosde.datasets import generate_activity_trials, sample_weight_matrix
@@ -18,7 +19,6 @@ from neurosde.models import (
     GaussianPosterior,
     GuidedDiffusion,
     InferenceConfig,
-    ScaleMixtureDenoiser,
     fold,
     infer,
     open_posterior,
@@ -26,13 +26,7 @@ from neurosde.models import (
 )
 from neurosde.models.posterior_file import recording_of
 
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
 SIGMA, DT = 0.3, 0.1
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def whitened(draws, evidence):
@@ -128,8 +122,8 @@ def test_a_refined_posterior_knows_what_was_observed_of_its_cube(posteriors, tmp
 @pytest.mark.slow
 def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     W, here = recording()
-    plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2))
-    config = InferenceConfig(noise_std=SIGMA, draws=48, predictive_draws=2, refine="gibbs", family="dale")
+    plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2))
+    config = InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2, refine="gibbs", family="dale")
     refined = infer(here, config)
 
     # Of a right posterior the truth is one draw more: its squared distance from the mean of S draws is (1 + 1/S) of
@@ -150,7 +144,7 @@ def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
     assert tree["refinement"].sizes["sweep"] == len(refined.refinement.rho) and float(
         tree["refinement"]["refine_seconds"]
     )
-    assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 48, 12, 12)
+    assert tree["unrefined"]["weights"].shape == tree["posterior"]["weights"].shape == (1, 24, 12, 12)
     assert "recording_log_likelihood" in tree["sample_stats"] and tree.attrs["refined_by"] == "gibbs"
     assert len(arviz_base.convert_to_datatree(tree).children)
 
@@ -174,7 +168,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["evaluate", str(refined), "--truth", str(cube), "--out-dir", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
     assert "coverage_90" in said and "truth_chi2" not in said
-    again = ["refine", str(refined), "--recording", str(cube), "--method", "mmps", "--rho", "0.5"]
+    again = ["refine", str(refined), "--recording", str(cube), "--method", "pigdm", "--rho", "0.5"]
     assert main([*again, "--out", str(tmp_path / "again.nc")]) == 0
     assert "this guidance approximates" in capsys.readouterr().out
     assert main(["refine", str(cube)]) == 2

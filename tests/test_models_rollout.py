@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from problems import GAUSSIAN, D, normal
 
 from neurosde import BrownianPath, simulate_rate_network
 from neurosde.cli import main
@@ -19,20 +20,13 @@ from neurosde.models import (
     GuidedDiffusion,
     InferenceConfig,
     RolloutLikelihood,
-    ScaleMixtureDenoiser,
     folding_time,
     infer,
     lyapunov_time,
 )
 from neurosde.models.dps import DiffusionPosteriorSampling, PseudoinverseGuidance
 
-D = torch.float64
 DT = 0.1
-GAUSSIAN = ScaleMixtureDenoiser(torch.ones(1))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def recorded(N=3, T=12, g=1.5, sigma=0.3, trials=2, seed=0, tau=1.0, phi="tanh", drive="scaled", current=None):

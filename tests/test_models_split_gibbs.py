@@ -5,13 +5,14 @@ import math
 import pytest
 import scipy.stats
 import torch
+from arviz_stats.base import array_stats
+from problems import GAUSSIAN, SPARSE, D, normal, number, source
 
 from neurosde.datasets.ensembles import Sparse
 from neurosde.evaluation.c2st import c2st
 from neurosde.models import (
     Evidence,
     ScaleMixtureDenoiser,
-    SpikeAndSlabDenoiser,
     fold,
     noise_levels,
     sample,
@@ -19,22 +20,6 @@ from neurosde.models import (
 from neurosde.models.dps import MomentMatching
 from neurosde.models.exact_posterior import exact_posterior
 from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, divided, given_noisy, observed, r_hat
-
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.tensor([1.0]))
-SPARSE = SpikeAndSlabDenoiser(0.3, 1 / 0.3)  # in units of s₀
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def number(s):
-    return torch.tensor(s, dtype=D)
-
-
-def source(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_given_a_noisy_matrix_draws_are_of_the_priors_law():
@@ -147,14 +132,38 @@ def test_without_a_recording_it_is_the_prior():
     assert (found.rho == 1).all()
 
 
-def test_r_hat(evidence_of):
-    assert r_hat(normal(200, 100)) == pytest.approx(1, abs=0.01)
-    assert r_hat(normal(200, 1) + 0.1 * normal(200, 100, seed=1)) > 5
-    drifting = torch.linspace(0, 3, 100, dtype=D) + normal(20, 100)
-    assert r_hat(drifting) > 1.2
-    quick = SplitGibbs(GAUSSIAN, sweeps=80).refine(normal(50, 3, 3), evidence_of(3, 1.0, 2.0), 0)
-    slow = SplitGibbs(GAUSSIAN, sweeps=80).refine(normal(50, 3, 3), evidence_of(3, 1.0, 1e4), 0)
-    assert quick.r_hat["norm"] < 1.15 < slow.r_hat["norm"]
+@pytest.mark.parametrize("chains", ["mixed", "apart", "drifting"])
+def test_r_hat_is_that_of_arviz(chains):
+    made = {
+        "mixed": normal(200, 100),
+        "apart": normal(200, 1) + 0.1 * normal(200, 100, seed=1),
+        "drifting": torch.linspace(0, 3, 100, dtype=D) + normal(20, 100),
+    }[chains]
+    expected = array_stats.rhat(made.numpy(), method="split", chain_axis=0, draw_axis=1)
+    assert r_hat(made) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_r_hat_tells_chains_that_mix_from_chains_that_do_not(evidence_of):
+    """Of sweeps of autocorrelation aᵏ the variance of half chains' means, χ² but for its scale, decides what R̂ is.
+
+    The norm is a sum over directions, of a = (1 − ρ²λ)/(1 + ρ²) each: at most that of the least λ where all are open,
+    and at least that of the second largest where the largest leaves next to no variance.
+    """
+
+    def bound(evidence, direction, tail):
+        rho2, half, chains = DECONVOLVED / float(evidence.eigenvalues.max()), 10, 50  # a quarter of 80 sweeps is kept
+        a = (1 - rho2 * evidence.eigenvalues[direction]) / (1 + rho2)
+        lags = torch.arange(1, half)
+        of_means = float(1 + 2 * ((1 - lags / half) * a**lags).sum()) / half  # variance of a mean, in that of a sweep
+        within = (1 - of_means) * half / (half - 1)
+        chance = scipy.stats.chi2(chains - 1).ppf(tail) / (chains - 1)
+        return math.sqrt((half - 1) / half + chance * of_means / within)
+
+    for high, direction, tail in ((2.0, 0, 1 - 1e-3), (1e4, 1, 1e-3)):
+        evidence = evidence_of(3, 1.0, high)
+        found = SplitGibbs(GAUSSIAN, sweeps=80).refine(normal(50, 3, 3), evidence, 0).r_hat["norm"]
+        limit = bound(evidence, direction, tail)
+        assert found < limit < 1.5 if high == 2.0 else found > limit > 3
 
 
 def test_the_seed_decides_and_bad_input_is_refused(evidence_of):

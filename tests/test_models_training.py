@@ -197,10 +197,12 @@ def test_ctrl_c_and_kill_lose_nothing(tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and state.exists()
-    for folder in (out, whole):
-        process = start("--log-every", 1, "--validate-every", 10, "--out", folder)
-        text, error = process.communicate(timeout=120)
-        assert process.returncode == 0 and error == "" and "trained, 40 steps" in text and text.count("\n") == 1
+    train = ["train", "prior", *SMALL_OPTIONS, "--log-every", "1", "--validate-every", "10"]
+    commands = [[*train, "--out", str(folder)] for folder in (out, whole)]
+    script = f"from neurosde.cli import main\nfor words in {commands}:\n    assert main(words) == 0"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("trained, 40 steps") == done.stdout.count("\n") == 2
     assert same(load_prior(out), load_prior(whole))
     losses = dict(metrics(whole, 0))
     rest = metrics(out, 2)

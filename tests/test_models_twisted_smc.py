@@ -7,19 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from problems import DENSITY, GAUSSIAN, SLAB, SPARSE, D
 
 from neurosde.evaluation.c2st import c2st
-from neurosde.models import Evidence, ScaleMixtureDenoiser, SpikeAndSlabDenoiser, TwistedSMC, fold
+from neurosde.models import Evidence, TwistedSMC, fold
 from neurosde.models.twisted_smc import MOST_WEIGHTS, systematic
-
-D = torch.float64
-GAUSSIAN = ScaleMixtureDenoiser(torch.ones(1))
-DENSITY, SLAB = 0.3, 1 / 0.3
-SPARSE = SpikeAndSlabDenoiser(DENSITY, SLAB)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 def supports(evidence):
