@@ -13,39 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-# A process that has imported what takes long, of other libraries, and runs each script that it is told in a fork.
-SCRIPTS = """
-import os, runpy, sys, warnings
-import matplotlib.figure, pytorch_lightning, scipy.signal, torch, xarray
-for line in sys.stdin:
-    script, folder = line.rstrip("\\n").split("\\t")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of a linear algebra library, which idle
-        child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
-        sys.argv = [script, "--smoke"]
-        runpy.run_path(script, run_name="__main__")
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    command = [sys.executable, "-W", "error", "-c", SCRIPTS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example(example, tmp_path, scripts):
-    print(example, tmp_path, sep="\t", file=scripts.stdin, flush=True)
-    assert scripts.stdout.readline() == "0\n", (tmp_path / "err").read_text()
-    kind, path = (tmp_path / "out").read_text().strip().splitlines()[-1].split(": ")
+def test_example(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example), "--smoke"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    kind, path = done.stdout.strip().splitlines()[-1].split(": ")
     assert kind in ("figure", "report") and (tmp_path / path).stat().st_size > 5000
     assert len(example.read_text().splitlines()) <= 120
 
