@@ -24,6 +24,8 @@ def existing_file(path: str | Path, kinds: Sequence[str] = KINDS) -> Path:
         ValueError: not a kind of file that neurosde reads.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it, such as the cube.nc or a shard of a dataset.")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix.lower() not in kinds:

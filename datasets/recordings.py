@@ -201,7 +201,9 @@ def merge_settings(recording: Recording, *, dt: float | None, tau: float | None,
         elif there is not None and said is not None and not same:
             raise ValueError(f"{recording.source} says {name} = {there}; got {name} = {said}. Leave --{name} out.")
     if recording.dt is None and dt is None:
-        raise ValueError(f"{recording.source} does not say how far its samples are apart; give --dt (in units of tau).")
+        raise ValueError(
+            f"{recording.source} does not say how far its samples are apart; give dt (--dt), in units of tau."
+        )
     if recording.tau is None and tau is None and recording.time_unit not in (None, "tau", "1"):
         warnings.warn(
             f"{recording.source} does not say tau; 1 {recording.time_unit} is assumed. Give --tau.", stacklevel=2

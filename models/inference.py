@@ -92,7 +92,11 @@ class Inference:
 
     @property
     def contraction(self) -> float:
-        """1 − posterior variance / prior variance: 0 has learnt nothing, 1 all; of a trained prior's from the draws."""
+        """1 − posterior variance / prior variance: 0 has learnt nothing, 1 all.
+
+        The prior is the Gaussian one of the gain that is given or that the recording suggests. So it is for a trained
+        posterior, too, whose own prior has a range of gains: draws of that prior may be above or below 0.
+        """
         if not self.config.trained:
             return self.posterior.contraction
         v = self.posterior.prior_variance
@@ -129,6 +133,11 @@ def infer(
         raise ValueError("draws are given to be refined: set refine.")
     if dynamics is not None and draws is None:
         raise ValueError("dynamics are those of draws to be refined: give draws, too.")
+    if not isinstance(recording, Recording | str | Path):
+        raise TypeError(
+            f"recording must be a Recording or the path of a file; got {type(recording).__name__}. Give an array as "
+            "Recording(array, name, dt=…), see neurosde.datasets.recordings."
+        )
     if not isinstance(recording, Recording):
         recording = read_recording(
             recording, network=config.network, variable=config.variable, cut_trials=config.cut_trials
@@ -286,7 +295,9 @@ def _by_diffusion(
     known: dict[str, Any] = {"noise_std": config.noise_std, "gain": config.gain, "family": config.family}
     given = model.condition(statistics, **known)
     guidance = 1.0 if config.guidance is None else config.guidance
-    if guidance not in (0.0, 1.0):
+    if guidance == 0:
+        notes.append("guidance = 0 draws from the prior: the recording only suggests its unit.")
+    elif guidance != 1:
         notes.append(f"guidance = {guidance:g} draws from no posterior: spreads and intervals are not calibrated.")
     if config.family is None and model.families and guidance:
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)

@@ -51,7 +51,9 @@ def refined_draws(
     if config.refine == "gibbs":
         of = " and ".join(f"{value:.3f} of the {name.replace('_', '-')}" for name, value in found.r_hat.items())
         beyond = (
-            ": they have not gone everywhere, and more sweeps may move them" if max(found.r_hat.values()) > 1.1 else ""
+            ": exact sweeps move draws by little, and are no proof that wrong ones would have come right"
+            if max(found.r_hat.values()) > 1.1
+            else ""
         )
         notes.append(f"{told}, in the last sweep by {float(found.moved[-1]):.2f}; R-hat is {of}{beyond}.")
     else:

@@ -228,20 +228,26 @@ class WeightPosterior:
         return replace(found, draws=torch.where(found.diverged[:, None, None], draws.to(J), J * unit))
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
-        """Posterior standard deviation of each weight, from draws, shape (post, pre)."""
+        """Posterior standard deviation of each weight, from draws, shape (*recording, post, pre)."""
         return self.sample((check_count(draws, "draws", 2),), generator=generator).std(0)
 
     def interval(
         self, level: float, draws: int = 256, generator: int | torch.Generator | None = 0
     ) -> tuple[Tensor, Tensor]:
-        """Lower and upper end of the central interval of each weight, from draws, each (post, pre).
+        """Lower and upper end of the central interval of each weight, from draws, each (*recording, post, pre).
 
         Raises:
-            ValueError: the level is not between 0 and 1.
+            ValueError: the level is not between 0 and 1, or draws are too few: the widest interval of S draws, between
+                the least and the largest, covers (S − 1)/(S + 1).
         """
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}.")
-        drawn = self.sample((check_count(draws, "draws", 2),), generator=generator)
+        if check_count(draws, "draws", 2) < (1 + level) / (1 - level) * (1 - 1e-9):
+            raise ValueError(
+                f"{draws} draws have no interval of {level:g}, the widest covers {(draws - 1) / (draws + 1):.3g}; give "
+                f"draws={math.ceil((1 + level) / (1 - level) * (1 - 1e-9))} or more."
+            )
+        drawn = self.sample((draws,), generator=generator)
         tails = [(1 - level) / 2, (1 + level) / 2]
         # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact.
         ends = torch.from_numpy(np.quantile(drawn.cpu().numpy(), tails, axis=0, method="weibull")).to(drawn)

@@ -344,8 +344,9 @@ def _check_rates(data: Tensor, phi: Activation) -> None:
         worst = float(data[outside].abs().max())
         raise ValueError(
             f"activity must lie strictly between {low} and {high} for phi={phi.name!r}; got {int(outside.sum())} "
-            f"values outside (|x| up to {worst:.6g}). Rescale the rates, drop saturated stretches, or give the voltage "
-            "(build-dataset --voltage)."
+            f"values outside (|x| up to {worst:.6g}). Rescale the rates, drop saturated stretches or noise "
+            "that was added, or give the voltage, as an array called voltage (of a npz, netCDF or mat file; of a cube "
+            "by build-dataset --voltage)."
         )
 
 

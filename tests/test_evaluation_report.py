@@ -5,6 +5,7 @@ import html
 import html.parser
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,17 +14,24 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
 from neurosde.cli import main
+from neurosde.datasets import generate_activity_trials, sample_weight_matrix
+from neurosde.datasets.recordings import Recording
+from neurosde.evaluation import report as report_module
+from neurosde.evaluation.evaluate import evaluate_posterior
 from neurosde.evaluation.inference_methods import METHODS
 from neurosde.evaluation.inference_metrics import METRICS
 from neurosde.evaluation.inference_report import write_inference_report
 from neurosde.evaluation.inference_tasks import suite_tasks
-from neurosde.evaluation.page import Fold, Picture, Section, picture, render_page, write_page
+from neurosde.evaluation.page import DPI, Fold, Picture, Section, picture, render_page, write_page
 from neurosde.evaluation.page_table import Table, best
+from neurosde.models import InferenceConfig, infer
+from neurosde.models.posterior_file import save_posterior
 
 MADE = {"Results": {"history": "2026 neurosde bench", "neurosde_version": "0", "git_commit": "abc", "config": "{}"}}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -386,6 +394,32 @@ def test_a_browser_shows_the_page(report, browse, tmp_path, width):
     assert (pixels[:, -4:] == pixels[0, -1]).all()  # nothing reaches the right margin
     assert found["width"] == width and found["overflow"] == 0 and found["wide"] == []
     assert len(found["images"]) == 5 and min(found["images"]) > 300  # all are decoded
+
+
+def test_few_draws_of_an_exact_posterior_cover_what_they_can(tmp_path):
+    """The widest interval of 4 draws covers 0.6 of 256 weights, give or take 4 √(0.6 · 0.4/256), and not 0.9."""
+    W = sample_weight_matrix(16, 1.2, generator=0, dtype=torch.float64)
+    activity = generate_activity_trials(W, 2, 100, 0.1, noise_std=0.3, generator=1)
+    config = InferenceConfig(noise_std=0.3, gain=1.2, draws=4, predictive_draws=2)
+    save_posterior(infer(Recording(activity.numpy(), "here", dt=0.1), config), tmp_path / "posterior.nc")
+    np.save(tmp_path / "W.npy", W.numpy())
+    evaluation = evaluate_posterior(tmp_path / "posterior.nc", tmp_path / "W.npy")
+    table = report_module._calibration(evaluation)
+    low, high = (float(end.loc["coverage 90", "value"]) for end in (table.low, table.high))
+    assert low < 0.6 < high and high < 0.7
+    assert abs(evaluation.calibration["coverage_90"] - 0.6) < 4 * math.sqrt(0.6 * 0.4 / 256)
+
+
+def test_pictures_keep_the_rare_colours_at_the_ends_of_bars():
+    """A channel is off by less than 4 % of its range, which is hard to see; by 19 % with colours cut at medians."""
+    figure, drawn = Figure(figsize=(6, 3)), io.BytesIO()
+    weights = np.random.default_rng(0).standard_normal((20, 20))
+    for axes, shown, colours in zip(figure.subplots(1, 2), (weights, abs(weights)), ("RdBu_r", "viridis"), strict=True):
+        figure.colorbar(axes.imshow(shown, cmap=colours))
+    figure.savefig(drawn, format="png", dpi=DPI)
+    kept = picture("weights", figure, "Weights.", "Two matrices.").png
+    before, after = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (drawn, io.BytesIO(kept)))
+    assert abs(before - after).max() <= 10
 
 
 def test_a_page_of_a_benchmark(tmp_path):

@@ -159,7 +159,8 @@ def test_draws_of_the_prior_are_not_held_against_the_recording():
     W = make_ensemble("dale").sample_weights(1, 8, torch.Generator().manual_seed(0))[0]
     x = generate_activity_trials(W, 2, 100, DT, noise_std=SIGMA, generator=0)
     config = InferenceConfig(method="cfg", noise_std=SIGMA, draws=4, steps=4, predictive_draws=0, guidance=0.0)
-    assert infer(Recording(x.numpy(), "prior", dt=DT), config).checks == ()
+    found = infer(Recording(x.numpy(), "prior", dt=DT), config)
+    assert found.checks == () and any("guidance = 0 draws from the prior" in note for note in found.notes)
 
 
 def test_it_fits_a_given_gain_and_family_exactly(base):

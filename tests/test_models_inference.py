@@ -288,7 +288,8 @@ def test_voltage_and_time_varying_input_from_npz(tmp_path):
     [
         ("missing.npy", lambda p: None, [], "no such file"),
         ("r.txt", lambda p: p.write_bytes(b""), [], "must be one of .nc, .npz, .npy, .csv"),
-        ("r.npy", lambda p: np.save(p, np.zeros((5, 3))), [], "give --dt"),
+        ("data", lambda p: p.mkdir(), [], "is a folder; name a file in it"),
+        ("r.npy", lambda p: np.save(p, np.zeros((5, 3))), [], "give dt (--dt)"),
         ("r.npy", lambda p: np.save(p, np.zeros(5)), ["--dt", "0.1"], "at least two times; got shape (5,)"),
         ("r.npy", lambda p: np.save(p, np.full((5, 3), np.nan)), ["--dt", "0.1"], "finite; got 15"),
         ("r.npy", lambda p: np.save(p, np.full((5, 3), 1.5)), ["--dt", "0.1"], "strictly between -1.0 and 1.0"),
@@ -327,6 +328,11 @@ def test_bad_recordings_end_in_one_line(tmp_path, capsys, monkeypatch, name, mak
     error = capsys.readouterr().err
     assert match in error and error.count("\n") == 1 and error.startswith("error: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_array_is_no_recording():
+    with pytest.raises(TypeError, match=r"a Recording or the path of a file; got ndarray\. Give an array as Record"):
+        infer(np.zeros((5, 3)))
 
 
 def test_a_long_step_is_warned_of_and_goes_on(tmp_path, capsys):

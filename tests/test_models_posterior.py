@@ -381,6 +381,8 @@ def test_recordings_of_other_sizes():
         posterior.sample(guidance=-1.0)
     with pytest.raises(ValueError, match="level must lie"):
         posterior.interval(1.5)
+    with pytest.raises(ValueError, match=r"4 draws have no interval of 0\.9, .* covers 0\.6; give draws=19 or more"):
+        posterior.interval(0.9, draws=4)
 
 
 # Training

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from neurosde.evaluation.evaluate import Evaluation
 
 _MEANINGS = {
-    "contraction": "1 − posterior variance / prior variance: 0 has learnt nothing, 1 everything",
+    "contraction": "1 − posterior variance / that of a Gaussian prior of the recording's gain: 1 has learnt everything",
     "mean_error": "of the mean of the draws, against the exact posterior's",
     "mean_error_floor": "the same for exact draws, from their number alone",
     "whitened_variance": "variance of the draws, in units of the exact posterior's",
@@ -100,10 +100,11 @@ def _calibration(e: Evaluation) -> Table:
     ).rename_axis("quantity")
     data.index = data.index.str.replace("_", " ")
     draws, N, _ = e.tree["posterior"]["weights"].isel(chain=0).shape
+    widest = (draws - 1) / (draws + 1)  # what the interval between the least and the largest of exact draws covers
     within = {
         "whitened variance": _mean_square_band(draws * N * N),
-        "coverage 50": binomial_band(0.5, N * N),
-        "coverage 90": binomial_band(0.9, N * N),
+        "coverage 50": binomial_band(min(0.5, widest), N * N),
+        "coverage 90": binomial_band(min(0.9, widest), N * N),
         "truth chi2": _mean_square_band(N * N),
     }  # of N² independent weights of a right posterior
     ends = np.array([within.get(name, (math.nan, math.nan)) for name in data.index]).T
