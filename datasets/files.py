@@ -105,6 +105,8 @@ def choose(names: Sequence[str], wanted: str | None, preferred: Sequence[str], p
             return name
     if len(names) == 1:
         return names[0]
+    if not names:
+        raise ValueError(f"{path} holds no array that could be {preferred[0]!r}; a posterior is none.")
     raise ValueError(f"{path} holds {list(names)}; name the one to read (none is called {preferred[0]!r}).")
 
 

@@ -145,6 +145,9 @@ def infer(
     notes: list[str] = []
     recording, of_any_tau = _settled(recording, config, notes)
     statistics = recording_statistics(recording, estimate_input=config.estimate_input)
+    times, neurons = recording.activity.shape[-2:]
+    if neurons > times:
+        notes.append(f"there are more neurons ({neurons}) than times ({times}): are the axes (time, neuron)?")
     if statistics.dropped:
         share = statistics.dropped / (statistics.dropped + statistics.count)
         notes.append(

@@ -23,7 +23,7 @@ class InferenceConfig:
 
     dt: float | None = field(default=None, metadata={"help": "spacing of the samples (default: as the file says)"})
     tau: float | None = field(default=None, metadata={"help": "time constant (default: as the file says, else 1)"})
-    tau_range: tuple[float, ...] | None = field(
+    tau_range: tuple[float, float] | None = field(
         default=None, metadata={"help": "lowest and highest time constant, where it is not known: it is estimated"}
     )
     noise_std: float | None = field(default=None, metadata={"help": "noise sigma (default: estimated)"})

@@ -134,6 +134,8 @@ class WeightPosterior:
             ValueError: numbers out of range.
             MemoryError: the GPU is too small.
         """
+        if isinstance(shape, int):
+            raise TypeError(f"shape must be a sequence of numbers; got {shape}. Give ({shape},).")
         shape = tuple(check_count(size, "shape") for size in shape)
         source = as_generator(generator, self.model.device)
         N = self.num_neurons
@@ -281,12 +283,14 @@ class WeightPosterior:
             log p(W | recording), shape (...).
 
         Raises:
-            ValueError: weights of another number of neurons, or numbers out of range.
+            ValueError: weights of another number of neurons or that are not finite, or numbers out of range.
         """
         N, count = self.num_neurons, len(self.statistics)
         wanted = (count, N, N) if self._several else (N, N)
         if tuple(weights.shape[-len(wanted) :]) != wanted:
             raise ValueError(f"weights must be of shape (..., {', '.join(map(str, wanted))}); got {weights.shape}.")
+        if not bool(weights.isfinite().all()):
+            raise ValueError("weights must be finite; leave out those that are not.")
         shape = weights.shape[: -len(wanted)]
         W = weights.to(self._scales).reshape(-1, count, N, N)
         denoise, evidence, gain = self._denoiser(self._most_probable(len(W)))

@@ -83,7 +83,8 @@ def _add_option(parser: argparse._ActionsContainer, item: Field, hint: Any) -> N
     elif get_origin(hint) is Literal:
         options["choices"] = get_args(hint)
     elif get_origin(hint) is tuple:
-        options |= {"nargs": "+", "type": get_args(hint)[0], "action": _Tuple}
+        kinds = get_args(hint)
+        options |= {"nargs": "+" if kinds[-1] is Ellipsis else len(kinds), "type": kinds[0], "action": _Tuple}
     else:
         options["type"] = hint
         if hint is Path:

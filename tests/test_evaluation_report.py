@@ -410,6 +410,12 @@ def test_few_draws_of_an_exact_posterior_cover_what_they_can(tmp_path):
     assert abs(evaluation.calibration["coverage_90"] - 0.6) < 4 * math.sqrt(0.6 * 0.4 / 256)
 
 
+def test_the_truth_of_another_network_is_warned_of(posteriors):
+    with pytest.warns(UserWarning, match="is of network 1; the truth is of network 0"):
+        evaluate_posterior(posteriors["exact"], posteriors["cube"], 0)
+    assert evaluate_posterior(posteriors["exact"], posteriors["cube"], 1).coverage is not None
+
+
 def test_pictures_keep_the_rare_colours_at_the_ends_of_bars():
     """A channel is off by less than 4 % of its range, which is hard to see; by 19 % with colours cut at medians."""
     figure, drawn = Figure(figsize=(6, 3)), io.BytesIO()

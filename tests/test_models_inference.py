@@ -305,6 +305,7 @@ def test_voltage_and_time_varying_input_from_npz(tmp_path):
         ("r.csv", lambda p: p.write_text("time,a\n0,0.1\n1,0.2\n3,0.1\n"), [], "evenly spaced"),
         ("r.csv", lambda p: p.write_text("trial,a\n0,0.1\n0,0.2\n1,0.1\n"), ["--dt", "1"], "of one length"),
         ("r.nc", lambda p: p.write_bytes(b"CDF"), [], "not a readable netCDF"),
+        ("r.nc", lambda p: xr.Dataset({"dt": 0.1}).to_netcdf(p), [], "no array that could be 'activity'"),
         (
             "r.nc",
             lambda p: xr.Dataset({"activity": (("time", "unit"), np.zeros((5, 3)))}).to_netcdf(p),
@@ -328,6 +329,17 @@ def test_bad_recordings_end_in_one_line(tmp_path, capsys, monkeypatch, name, mak
     error = capsys.readouterr().err
     assert match in error and error.count("\n") == 1 and error.startswith("error: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_recording_of_more_neurons_than_times_is_asked_for_its_axes():
+    activity = np.random.default_rng(0).uniform(-0.5, 0.5, (40, 3))
+    config = InferenceConfig(noise_std=1.0, gain=1.0, draws=2, predictive_draws=0)
+    with pytest.warns(UserWarning):  # what it says of the model is nothing
+        asked, silent = (
+            any("are the axes (time, neuron)?" in note for note in infer(Recording(one, "here", dt=0.1), config).notes)
+            for one in (activity.T, activity)
+        )
+    assert asked and not silent
 
 
 def test_an_array_is_no_recording():

@@ -379,6 +379,10 @@ def test_recordings_of_other_sizes():
         _ = posterior.family_probabilities
     with pytest.raises(ValueError, match="weight must be"):
         posterior.sample(guidance=-1.0)
+    with pytest.raises(TypeError, match=r"a sequence of numbers; got 3\. Give \(3,\)\."):
+        posterior.sample(3)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        posterior.log_prob(torch.full((posterior.num_neurons,) * 2, math.nan))
     with pytest.raises(ValueError, match="level must lie"):
         posterior.interval(1.5)
     with pytest.raises(ValueError, match=r"4 draws have no interval of 0\.9, .* covers 0\.6; give draws=19 or more"):

@@ -208,8 +208,6 @@ def test_given_their_constants_draws_are_those_of_known_ones():
     [
         ("2 1", "tau_range must be two time constants, the lower one first; got (2.0, 1.0)."),
         ("1 1", "tau_range must be two time constants, the lower one first; got (1.0, 1.0)."),
-        ("1", "tau_range must be two time constants, the lower one first; got (1.0,)."),
-        ("1 2 3", "tau_range must be two time constants, the lower one first; got (1.0, 2.0, 3.0)."),
         ("0 1", "tau_range must be positive and finite; got 0.0."),
         ("1 nan", "tau_range must be positive and finite; got nan."),
         ("1 inf", "tau_range must be positive and finite; got inf."),
@@ -218,8 +216,14 @@ def test_given_their_constants_draws_are_those_of_known_ones():
 )
 def test_a_range_that_is_none_is_named_as_the_option_before_anything_is_read(given, message, tmp_path, capsys):
     missing = str(tmp_path / "there_is_none.npy")
-    assert main(["infer", missing, "--dt", "0.1", "--tau-range", *given.split()]) == 2
+    assert main(["infer", "--dt", "0.1", "--tau-range", *given.split(), missing]) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("given", [(1.0,), (1.0, 2.0, 3.0)])
+def test_a_range_is_of_two_numbers(given):
+    with pytest.raises(ValueError, match=r"tau_range must be two time constants, the lower one first; got \(1\.0,"):
+        InferenceConfig(tau_range=given)
 
 
 def test_inference_estimates_it(tmp_path, capsys):

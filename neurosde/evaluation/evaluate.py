@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ def evaluate_posterior(
         truth: file of the true weights: a cube, or any matrix file that `load_connectome` reads.
         network: which network of the cube; None takes the one that was inferred.
 
+    Warns where the truth is asked for of another network than the one that was inferred.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: unreadable files, or a truth of another size.
@@ -83,7 +86,10 @@ def evaluate_posterior(
     if truth is None:
         return Evaluation(tree, None, None, calibration, None, checks)
 
-    W = _read_truth(truth, network if network is not None else tree.attrs.get("network"))
+    inferred = tree.attrs.get("network")
+    if network is not None and inferred is not None and network != inferred:
+        warnings.warn(f"{posterior} is of network {inferred}; the truth is of network {network}.", stacklevel=2)
+    W = _read_truth(truth, network if network is not None else inferred)
     if W.shape != mean.shape:
         raise ValueError(f"the truth in {truth} must have the posterior's shape {mean.shape}; got {W.shape}.")
     covered = coverage(draws, W)
