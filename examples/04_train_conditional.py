@@ -59,7 +59,7 @@ estimates = {
 }
 errors = {name: (W - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1) for name, W in estimates.items()}
 print("error of W: " + ", ".join(f"{name} {float(error.mean()):.2f}" for name, error in errors.items()))
-low, high = posterior.interval(0.9, draws=16 if options.smoke else 128)
+low, high = posterior.interval(0.9, draws=19 if options.smoke else 128)
 print(
     f"90 % intervals cover {100 * float(((low <= weights) & (weights <= high)).double().mean()):.0f} % of the weights"
 )

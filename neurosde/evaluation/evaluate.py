@@ -87,9 +87,9 @@ def evaluate_posterior(
         return Evaluation(tree, None, None, calibration, None, checks)
 
     inferred = tree.attrs.get("network")
+    W = _read_truth(truth, network if network is not None else inferred)
     if network is not None and inferred is not None and network != inferred:
         warnings.warn(f"{posterior} is of network {inferred}; the truth is of network {network}.", stacklevel=2)
-    W = _read_truth(truth, network if network is not None else inferred)
     if W.shape != mean.shape:
         raise ValueError(f"the truth in {truth} must have the posterior's shape {mean.shape}; got {W.shape}.")
     covered = coverage(draws, W)
