@@ -21,7 +21,7 @@ def existing_file(path: str | Path, kinds: Sequence[str] = KINDS) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: not a kind of file that neurosde reads.
+        ValueError: a folder, or not a kind of file that neurosde reads.
     """
     path = Path(path)
     if path.is_dir():

@@ -125,6 +125,7 @@ def infer(
 
     Raises:
         FileNotFoundError: no such file, or no such trained posterior.
+        TypeError: neither a recording nor a path, such as an array.
         ValueError: the recording cannot be used, or does not determine W without a prior; draws that do not fit.
         FloatingPointError: a guidance diverges for all draws.
     """

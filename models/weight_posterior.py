@@ -131,6 +131,7 @@ class WeightPosterior:
             W (..., post, pre), shape (*shape, N, N), float64, on the device of the network.
 
         Raises:
+            TypeError: the shape is a number.
             ValueError: numbers out of range.
             MemoryError: the GPU is too small.
         """
@@ -244,14 +245,16 @@ class WeightPosterior:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}.")
-        if check_count(draws, "draws", 2) < (1 + level) / (1 - level) * (1 - 1e-9):
+        least = math.ceil((1 + level) / (1 - level) * (1 - 1e-9))
+        if check_count(draws, "draws", 2) < least:
             raise ValueError(
                 f"{draws} draws have no interval of {level:g}, the widest covers {(draws - 1) / (draws + 1):.3g}; give "
-                f"draws={math.ceil((1 + level) / (1 - level) * (1 - 1e-9))} or more."
+                f"draws={least} or more."
             )
         drawn = self.sample((draws,), generator=generator)
         tails = [(1 - level) / 2, (1 + level) / 2]
-        # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact.
+        # Weibull's plotting positions k/(S + 1) make the expected coverage of S draws exact where (S + 1) times a tail
+        # is a whole number, and nearly so elsewhere.
         ends = torch.from_numpy(np.quantile(drawn.cpu().numpy(), tails, axis=0, method="weibull")).to(drawn)
         return ends[0], ends[1]
 
