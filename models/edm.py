@@ -34,7 +34,9 @@ from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
 RHO = 7.0
-DECISIVE_MEAN, DECISIVE_STD, ELSEWHERE = 1.0, 1.8, 0.5  # of the density of noise levels, see `noise_levels`
+# Of the density of noise levels, see `noise_levels`: height, mean and sd over log s of where structure is decided and of
+# where clusters are.
+DECISIVE, CLUSTERED, ELSEWHERE = (1.0, 1.0, 1.8), (1.5, 0.7, 0.5), 0.5
 
 
 class Denoiser(Protocol):
@@ -237,7 +239,7 @@ def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_M
 
     They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
 
-        ∝ exp(−(u − 1)²/(2·1.8²)) + 0.5.
+        ∝ exp(−(u − 1)²/(2·1.8²)) + 1.5 exp(−(u − 0.7)²/(2·0.5²)) + 0.5.
 
     Signs of columns, clusters, factors and the gain become certain between s = 40 and 0.5, each within a narrow range,
     and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of multistep's draws by 44,
@@ -250,7 +252,8 @@ def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_M
     """
     _check_levels(steps, sigma_max, sigma_min)
     u = np.linspace(math.log(sigma_max), math.log(sigma_min), 10_001)
-    density = np.exp(-0.5 * ((u - DECISIVE_MEAN) / DECISIVE_STD) ** 2) + ELSEWHERE
+    peaks = (height * np.exp(-0.5 * ((u - mean) / sd) ** 2) for height, mean, sd in (DECISIVE, CLUSTERED))
+    density = sum(peaks, np.full_like(u, ELSEWHERE))
     passed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     levels = np.exp(np.interp(np.linspace(0, passed[-1], steps), passed, u))
     levels[0], levels[-1] = sigma_max, sigma_min

@@ -26,7 +26,6 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording, merge_settings, read_recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
-from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.dynamics import Dynamics
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
@@ -306,7 +305,7 @@ def _by_diffusion(
     if config.family is None and model.families and guidance:
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
         notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
-    options: dict[str, Any] = {"guidance": guidance, "steps": config.steps or STEPS, "generator": generator}
+    options: dict[str, Any] = {"guidance": guidance, "steps": config.steps, "generator": generator}
     of_any = given if of_any_tau is None else model.condition(of_any_tau, **known)
     dynamics = of_any.dynamics(config.draws, generator)
     draws = of_any.sample((config.draws,), dynamics=dynamics, progress=progress, **options)

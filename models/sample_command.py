@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from neurosde.datasets.schema import SCHEMA_VERSION, variables
-from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
+from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, default_steps, load_prior
 from neurosde.models.samplers import Method
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, make_folder, whole_file
@@ -26,14 +26,17 @@ class PriorSampling:
     num: int = field(default=100, metadata={"help": "number of matrices"})
     N: int = field(default=50, metadata={"help": "neurons", "flags": ("--N",)})
     family: str | None = field(default=None, metadata={"help": "ensemble, for a prior of several (default: any)"})
-    steps: int = field(default=STEPS, metadata={"help": "noise levels"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"}
+    )
     method: Method = field(default="multistep", metadata={"help": "sampler"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
     def __post_init__(self) -> None:
         check_count(self.num, "num")
         check_count(self.N, "N", 2)
-        check_count(self.steps, "steps", 2)
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_count(self.seed, "seed", 0)
 
 
@@ -62,7 +65,7 @@ def samples_cube(prior: DiffusionPrior, weights: Tensor, config: PriorSampling, 
     known = {} if family is None else {"ensemble": ensembles[family]}
     dataset.attrs = global_attributes(
         "Recurrent weights drawn from a diffusion prior",
-        f"{num} matrices of {N} neurons drawn from the prior {checkpoint} by {config.method}, {config.steps} levels.",
+        f"{num} matrices of {N} neurons drawn from the prior {checkpoint} by {config.method}, {config.steps or default_steps(N)} levels.",
         {**vars(config), "checkpoint": checkpoint, "training": training, **known},
         config.seed,
     ) | {"schema_version": SCHEMA_VERSION}

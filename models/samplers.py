@@ -69,7 +69,7 @@ ORDER = 3  # of multistep's first guess at a step, once it has as many values; t
 # Where a weight is known, such as to be 0, y falls as s does: dy/d log s = y c/(c + s²). Steps are measured in log s
 # times this rate, and (1 + η): of longer ones than SHORT errors would grow, since F turns with them. They are of second
 # order and not corrected; those longer than CHURNED have no fresh noise, which long steps would amplify.
-SHORT, CHURNED = 0.6, 0.25
+SHORT, CHURNED = 0.6, 0.2
 
 
 def sample(

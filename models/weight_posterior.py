@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.diffusion_prior import STEPS, with_exact_zeros
+from neurosde.models.diffusion_prior import default_steps, with_exact_zeros
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
@@ -109,7 +109,7 @@ class WeightPosterior:
         dynamics: Dynamics | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, math.inf),
-        steps: int = STEPS,
+        steps: int | None = None,
         method: Method = "sde",
         generator: int | torch.Generator | None = None,
         progress: bool = False,
@@ -122,7 +122,7 @@ class WeightPosterior:
             guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
                 draws from neither and is not calibrated, whatever it looks like.
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
-            steps: noise levels.
+            steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
             method: see `neurosde.models.sample`.
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
@@ -146,7 +146,8 @@ class WeightPosterior:
             guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
         J = sample(
             guided, (math.prod(shape), len(self.statistics), N, N), method=method,
-            sigmas=noise_levels(steps, self.model.config.sigma_max), evidence=evidence if guidance else None,
+            sigmas=noise_levels(steps or default_steps(N), self.model.config.sigma_max),
+            evidence=evidence if guidance else None,
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip
         if self.model.config.sparse:

@@ -249,7 +249,7 @@ def test_churn_forgets_what_a_denoiser_did_wrong_before():
 
 
 @pytest.mark.parametrize("method", ["multistep", "sde"])
-@pytest.mark.parametrize("levels", [16, 24, 40, 64])
+@pytest.mark.parametrize("levels", [16, 24, 40, 57])
 def test_what_is_known_stays_as_near_as_the_level(method, levels):
     spreads = []
 
@@ -309,15 +309,16 @@ def test_relabelling_neurons_relabels_the_posterior():
 def test_levels_have_the_density_that_they_are_said_to_have():
     """Between any two neighbours lies the same share of it, by adaptive quadrature."""
     u = noise_levels(12, 80.0, 0.002)[:-1].log().tolist()
-    shares = [
-        scipy.integrate.quad(lambda x: math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 0.5, low, high)[0]
-        for high, low in zip(u, u[1:], strict=False)
-    ]
+
+    def density(x):
+        return math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 1.5 * math.exp(-((x - 0.7) ** 2) / (2 * 0.5**2)) + 0.5
+
+    shares = [scipy.integrate.quad(density, low, high)[0] for high, low in zip(u, u[1:], strict=False)]
     assert max(shares) / min(shares) < 1 + 1e-5
 
 
 def test_levels_are_dense_enough_for_weights_of_a_known_sign():
-    """Of |N(0, 1)|, as many draws are small by 44 levels as by 200 from the same noise.
+    """Of |N(0, 1)|, as many draws are small by 40 levels as by 200 from the same noise.
 
     A matrix of 50 neurons has 2500 weights, and its share of those below 0.1 varies by 7 %. Off by 1 % in all matrices,
     who knows nothing but this share tells them from right ones with an accuracy of at most Φ(0.01/0.07/2) = 0.53.
@@ -329,7 +330,7 @@ def test_levels_are_dense_enough_for_weights_of_a_known_sign():
         t = mean / spread
         return mean + spread * (-t * t / 2 - math.log(2 * math.pi) / 2 - torch.special.log_ndtr(t)).exp()
 
-    few, many = (sample(positive, (300, 300), sigmas=noise_levels(levels), generator=1) for levels in (44, 200))
+    few, many = (sample(positive, (300, 300), sigmas=noise_levels(levels), generator=1) for levels in (40, 200))
     for size in (0.05, 0.1, 0.2):
         assert float((few < size).sum() / (many < size).sum()) == pytest.approx(1, abs=0.01)
 

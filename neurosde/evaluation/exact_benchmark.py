@@ -98,7 +98,9 @@ class ExactBenchmark:
     simulations: int = field(default=10_000, metadata={"help": "simulations that methods of sbi are trained on"})
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
-    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"noise levels of the sampler (default {STEPS}, more of many neurons)"}
+    )
     seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
 
     def __post_init__(self) -> None:
@@ -113,7 +115,8 @@ class ExactBenchmark:
             check_count(getattr(self, name), name)
         if check_count(self.draws, "draws", 2 * CHAINS) % CHAINS:
             raise ValueError(f"draws must be a multiple of {CHAINS}, the number of chains; got {self.draws}.")
-        check_count(self.steps, "steps", 2)
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)
 

@@ -84,7 +84,9 @@ class PosteriorBenchmark:
     draws: int = field(default=64, metadata={"help": "posterior draws per network"})
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma, known to all methods"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
-    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"noise levels of the sampler (default {STEPS}, more of many neurons)"}
+    )
     seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
 
     def __post_init__(self) -> None:
@@ -95,7 +97,8 @@ class PosteriorBenchmark:
         for name in ("networks", "draws"):
             check_count(getattr(self, name), name, 2)
         check_count(self.trials, "trials")
-        check_count(self.steps, "steps", 2)
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)
         if self.gains and (len(self.gains) != 2 or not 0 < self.gains[0] <= self.gains[1]):

@@ -77,15 +77,19 @@ class RefinedCalibration:
     sweeps: int = field(default=SWEEPS, metadata={"help": "sweeps of split Gibbs"})
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma, which is known"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
-    steps: int = field(default=STEPS, metadata={"help": "noise levels of the sampler"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"noise levels of the sampler (default {STEPS}, more of many neurons)"}
+    )
     seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
 
     def __post_init__(self) -> None:
         check_count(self.N, "N", 2)
         check_count(self.length, "length", 3)
-        for name in ("networks", "draws", "steps"):
+        for name in ("networks", "draws"):
             check_count(getattr(self, name), name, 2)
         check_count(self.trials, "trials")
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_count(self.sweeps, "sweeps", 8)
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from neurosde.evaluation.resident import peak, reset_peak
 from neurosde.evaluation.timing import hardware, seconds_per_call
-from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
+from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, default_steps, load_prior
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes, whole_file
 from neurosde.validation import check_count
@@ -26,7 +26,9 @@ class SamplingBenchmark:
 
     sizes: tuple[int, ...] = field(default=(10, 20, 50, 100, 200), metadata={"help": "neurons", "flags": ("--N",)})
     num: int = field(default=100, metadata={"help": "matrices per draw"})
-    steps: int = field(default=STEPS, metadata={"help": "noise levels"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"}
+    )
     repeats: int = field(default=3, metadata={"help": "timed draws, after one that is not"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
@@ -35,7 +37,8 @@ class SamplingBenchmark:
             check_count(N, "N", 2)
         for name in ("num", "repeats"):
             check_count(getattr(self, name), name)
-        check_count(self.steps, "steps", 2)
+        if self.steps is not None:
+            check_count(self.steps, "steps", 2)
         check_count(self.seed, "seed", 0)
 
 
@@ -111,5 +114,6 @@ def run(options: Namespace) -> int:
         results.to_netcdf(temporary, engine="netcdf4")
     print(markdown_table(results, config.num))
     where = hardware(device=prior.device)
-    print(f"\n{config.steps} noise levels, median of {config.repeats}; {where}\nData: {options.out}")
+    levels = ", ".join(str(config.steps or default_steps(N)) for N in config.sizes)
+    print(f"\n{levels} noise levels, median of {config.repeats}; {where}\nData: {options.out}")
     return 0
