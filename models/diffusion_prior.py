@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
-from neurosde.models.edm import SIGMA_MIN, noise_levels
+from neurosde.models.edm import DECISIVE, SIGMA_MIN, noise_levels
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
@@ -22,6 +22,7 @@ from neurosde.validation import check_count
 
 STEPS = 40  # noise levels of draws by a trained network, of up to STEPS_NEURONS neurons
 STEPS_NEURONS = 50
+CLUSTERED = (1.5, 0.7, 0.5)  # peak of the density of levels where clusters are decided, see `noise_levels`
 RESOLUTION = 5 * SIGMA_MIN  # below which a weight of a draw is not told from 0, in J units
 MOVED = 12 * SIGMA_MIN  # below which weights of draws are not where they should be
 
@@ -106,7 +107,7 @@ class DiffusionPrior:
             num: number of matrices.
             N: neurons.
             family: name of the ensemble, for a prior that knows several.
-            steps: noise levels; by default `default_steps(N)`.
+            steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
             method: see `sample`.
             generator: seed or generator, on the prior's device.
             progress: show a progress bar, on a terminal.
@@ -128,7 +129,8 @@ class DiffusionPrior:
         source = as_generator(generator, self.device)
         J = sample(
             self.denoiser(family), (num, N, N), method=method,
-            sigmas=noise_levels(steps or default_steps(N), self.config.sigma_max), generator=source, device=self.device, progress=progress,
+            sigmas=weight_levels(N, steps, self.config.sigma_max), generator=source, device=self.device,
+            progress=progress,
         )  # fmt: skip
         return scale * (with_exact_zeros(J, source) if self.config.sparse else J)
 
@@ -147,12 +149,34 @@ class DiffusionPrior:
 
 
 def default_steps(N: int) -> int:
-    """Noise levels of draws by a trained network: 40, of N > 50 neurons √(N/50) times as many.
-
-    The more neurons there are, the narrower is the range of levels within which structure is decided. With so many, |W|
-    of draws in clusters is off by the same 0.1 % at N = 50 and N = 100, see `noise_levels`.
-    """
+    """Noise levels of draws by a trained network: 40, of N > 50 neurons √(N/50) times as many."""
     return round(STEPS * max(1.0, math.sqrt(N / STEPS_NEURONS)))
+
+
+def weight_levels(N: int, steps: int | None = None, sigma_max: float = 80.0) -> Tensor:
+    """Noise levels of draws of weights, from σ_max to 0; shape (steps + 1,), float64.
+
+    Beside the range in which all structure is decided they are dense between s = 4 and 1, too, where clusters are, and
+    the more neurons there are, the narrower is the range of each decision. Beside 160 levels or more, |W| of
+    multistep's draws of trained priors, from the same noise, is off by
+
+        N     levels            clusters         Dale's law        low rank          sparse
+        50    40                −0.13 ± 0.01 %   −0.06 ± 0.01 %    −0.01 ± 0.01 %    −0.040 ± 0.002 %
+        100   57                −0.10 ± 0.02 %   −0.015 ± 0.004 %  −0.01 ± 0.01 %    −0.012 ± 0.001 %
+        50    44, one peak      −0.32 ± 0.02 %   −0.06 ± 0.01 %    −0.00 ± 0.01 %    −0.010 ± 0.005 %
+        100   44, one peak      −0.71 ± 0.06 %
+
+    and the accuracy of a classifier that tells draws in clusters of 100 neurons from fresh ones is 0.546 and not 0.588.
+
+    Args:
+        N: neurons.
+        steps: number of levels but 0; `default_steps(N)` unless given.
+        sigma_max: the first.
+
+    Raises:
+        ValueError: fewer than two steps, or levels that do not fall.
+    """
+    return noise_levels(default_steps(N) if steps is None else steps, sigma_max, peaks=(DECISIVE, CLUSTERED))
 
 
 def load_prior(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPrior:

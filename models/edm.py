@@ -34,9 +34,7 @@ from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
 RHO = 7.0
-# Of the density of noise levels, see `noise_levels`: height, mean and sd over log s of where structure is decided and of
-# where clusters are.
-DECISIVE, CLUSTERED, ELSEWHERE = (1.0, 1.0, 1.8), (1.5, 0.7, 0.5), 0.5
+DECISIVE, ELSEWHERE = (1.0, 1.0, 1.8), 0.5  # of the density of noise levels, see `noise_levels`
 
 
 class Denoiser(Protocol):
@@ -234,26 +232,29 @@ def largest_sigma(variance: float, N: int, alignment: float = 1.0) -> float:
     return max(80.0, 5 * math.sqrt(variance * alignment))
 
 
-def noise_levels(steps: int, sigma_max: float = 80.0, sigma_min: float = SIGMA_MIN) -> Tensor:
+def noise_levels(
+    steps: int,
+    sigma_max: float = 80.0,
+    sigma_min: float = SIGMA_MIN,
+    peaks: Sequence[tuple[float, float, float]] = (DECISIVE,),
+) -> Tensor:
     """Noise levels from σ_max to σ_min, then 0; shape (steps + 1,), float64.
 
     They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
 
-        ∝ exp(−(u − 1)²/(2·1.8²)) + 1.5 exp(−(u − 0.7)²/(2·0.5²)) + 0.5.
+        ∝ Σ a exp(−(u − m)²/(2b²)) + 0.5
 
-    Signs of columns, clusters, factors and the gain become certain between s = 40 and 0.5, each within a narrow range,
-    and where levels are far apart there, draws come out too small. Beside 128 levels, |W| of multistep's draws by 44,
-    from the same noise, is off by −0.27 ± 0.02 % for clusters, −0.06 ± 0.01 % for Dale's law, 0.01 ± 0.01 % for low
-    rank and −0.02 ± 0.01 % for sparse weights of 50 neurons (trained priors). Signs of small weights are decided last:
-    with a density of 0.2 there in place of 0.5, 3 % more weights were small.
+    over `peaks` (a, m, b), by default one, (1, 1, 1.8). Signs of columns, clusters, factors and the gain become certain
+    between s = 40 and 0.5, each within a narrow range, and where levels are far apart there, draws come out too small.
+    Signs of small weights are decided last: with a density of 0.2 there in place of 0.5, 3 % more weights were small.
 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.
     """
     _check_levels(steps, sigma_max, sigma_min)
     u = np.linspace(math.log(sigma_max), math.log(sigma_min), 10_001)
-    peaks = (height * np.exp(-0.5 * ((u - mean) / sd) ** 2) for height, mean, sd in (DECISIVE, CLUSTERED))
-    density = sum(peaks, np.full_like(u, ELSEWHERE))
+    heights = (height * np.exp(-0.5 * ((u - mean) / sd) ** 2) for height, mean, sd in peaks)
+    density = sum(heights, np.full_like(u, ELSEWHERE))
     passed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     levels = np.exp(np.interp(np.linspace(0, passed[-1], steps), passed, u))
     levels[0], levels[-1] = sigma_max, sigma_min

@@ -40,7 +40,9 @@ class InferenceConfig:
     guidance: float | None = field(
         default=None, metadata={"help": "cfg: weight of the guidance; 1, the default, is calibrated, others are not"}
     )
-    steps: int | None = field(default=None, metadata={"help": f"cfg: noise levels of the sampler (default {STEPS}, more of many neurons)"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"cfg: noise levels of the sampler (default {STEPS}, more of many neurons)"}
+    )
     refine: Refiner | None = field(
         default=None, metadata={"help": "refine the draws through the likelihood itself: gibbs is exact in the limit"}
     )

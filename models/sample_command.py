@@ -26,9 +26,7 @@ class PriorSampling:
     num: int = field(default=100, metadata={"help": "number of matrices"})
     N: int = field(default=50, metadata={"help": "neurons", "flags": ("--N",)})
     family: str | None = field(default=None, metadata={"help": "ensemble, for a prior of several (default: any)"})
-    steps: int | None = field(
-        default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"}
-    )
+    steps: int | None = field(default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"})
     method: Method = field(default="multistep", metadata={"help": "sampler"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
@@ -50,6 +48,7 @@ def samples_cube(prior: DiffusionPrior, weights: Tensor, config: PriorSampling, 
         checkpoint: name of the prior.
     """
     num, N = len(weights), weights.shape[-1]
+    levels = config.steps or default_steps(N)
     coordinates = {"network": np.arange(num), "post": np.arange(N), "pre": np.arange(N)}
     about = variables()["weights"]
     dataset = xr.Dataset(
@@ -65,7 +64,7 @@ def samples_cube(prior: DiffusionPrior, weights: Tensor, config: PriorSampling, 
     known = {} if family is None else {"ensemble": ensembles[family]}
     dataset.attrs = global_attributes(
         "Recurrent weights drawn from a diffusion prior",
-        f"{num} matrices of {N} neurons drawn from the prior {checkpoint} by {config.method}, {config.steps or default_steps(N)} levels.",
+        f"{num} matrices of {N} neurons drawn from the prior {checkpoint} by {config.method}, {levels} levels.",
         {**vars(config), "checkpoint": checkpoint, "training": training, **known},
         config.seed,
     ) | {"schema_version": SCHEMA_VERSION}

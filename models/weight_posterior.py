@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.diffusion_prior import default_steps, with_exact_zeros
+from neurosde.models.diffusion_prior import weight_levels, with_exact_zeros
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
@@ -146,7 +146,7 @@ class WeightPosterior:
             guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
         J = sample(
             guided, (math.prod(shape), len(self.statistics), N, N), method=method,
-            sigmas=noise_levels(steps or default_steps(N), self.model.config.sigma_max),
+            sigmas=weight_levels(N, steps, self.model.config.sigma_max),
             evidence=evidence if guidance else None,
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip

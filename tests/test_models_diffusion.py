@@ -22,6 +22,7 @@ from neurosde.models import (
     noise_levels,
     sample,
 )  # fmt: skip
+from neurosde.models.diffusion_prior import weight_levels
 from neurosde.models.edm import power_levels
 
 D = torch.float64
@@ -249,7 +250,9 @@ def test_churn_forgets_what_a_denoiser_did_wrong_before():
 
 
 @pytest.mark.parametrize("method", ["multistep", "sde"])
-@pytest.mark.parametrize("levels", [16, 24, 40, 57])
+@pytest.mark.parametrize(
+    "levels", [noise_levels(16), noise_levels(24), noise_levels(64), *map(weight_levels, (50, 100))]
+)
 def test_what_is_known_stays_as_near_as_the_level(method, levels):
     spreads = []
 
@@ -257,7 +260,7 @@ def test_what_is_known_stays_as_near_as_the_level(method, levels):
         spreads.append(float((x / s).square().mean().sqrt()))
         return torch.zeros_like(x)
 
-    found = sample(zero, (60, 60), method=method, sigmas=noise_levels(levels), generator=0)
+    found = sample(zero, (60, 60), method=method, sigmas=levels, generator=0)
     # Exactly, W_s is s ε: 1, within 4 × 0.012 of 3600 normals' spread. The rest is what steps err, at most 5 % here; it
     # is up to a factor of 33 by sde where longer ones than SHORT and CHURNED are corrected and have fresh noise.
     assert max(spreads) < 1.2
@@ -306,12 +309,13 @@ def test_relabelling_neurons_relabels_the_posterior():
     rounded(mean(*map(relabelled, (precision, cross, x))), relabelled(mean(precision, cross, x)))
 
 
-def test_levels_have_the_density_that_they_are_said_to_have():
+@pytest.mark.parametrize(("levels", "height"), [(noise_levels(12, 80.0, 0.002), 0.0), (weight_levels(50, 12), 1.5)])
+def test_levels_have_the_density_that_they_are_said_to_have(levels, height):
     """Between any two neighbours lies the same share of it, by adaptive quadrature."""
-    u = noise_levels(12, 80.0, 0.002)[:-1].log().tolist()
+    u = levels[:-1].log().tolist()
 
     def density(x):
-        return math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + 1.5 * math.exp(-((x - 0.7) ** 2) / (2 * 0.5**2)) + 0.5
+        return math.exp(-((x - 1) ** 2) / (2 * 1.8**2)) + height * math.exp(-((x - 0.7) ** 2) / (2 * 0.5**2)) + 0.5
 
     shares = [scipy.integrate.quad(density, low, high)[0] for high, low in zip(u, u[1:], strict=False)]
     assert max(shares) / min(shares) < 1 + 1e-5
@@ -330,7 +334,7 @@ def test_levels_are_dense_enough_for_weights_of_a_known_sign():
         t = mean / spread
         return mean + spread * (-t * t / 2 - math.log(2 * math.pi) / 2 - torch.special.log_ndtr(t)).exp()
 
-    few, many = (sample(positive, (300, 300), sigmas=noise_levels(levels), generator=1) for levels in (40, 200))
+    few, many = (sample(positive, (300, 300), sigmas=weight_levels(50, steps), generator=1) for steps in (None, 200))
     for size in (0.05, 0.1, 0.2):
         assert float((few < size).sum() / (many < size).sum()) == pytest.approx(1, abs=0.01)
 

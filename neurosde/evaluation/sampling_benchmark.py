@@ -26,9 +26,7 @@ class SamplingBenchmark:
 
     sizes: tuple[int, ...] = field(default=(10, 20, 50, 100, 200), metadata={"help": "neurons", "flags": ("--N",)})
     num: int = field(default=100, metadata={"help": "matrices per draw"})
-    steps: int | None = field(
-        default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"}
-    )
+    steps: int | None = field(default=None, metadata={"help": f"noise levels (default {STEPS}, more of many neurons)"})
     repeats: int = field(default=3, metadata={"help": "timed draws, after one that is not"})
     seed: int = field(default=0, metadata={"help": "seed"})
 
