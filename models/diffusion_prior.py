@@ -65,6 +65,11 @@ class DiffusionPrior:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the ensembles that it can be told; none where it is of one."""
+        return self.config.network.families
+
     def scale(self, N: int) -> float:
         """s₀ = g_rms/√N, the unit of the network's matrices: W = s₀ J."""
         return self.config.gain_rms / math.sqrt(check_count(N, "N", 2))
@@ -78,7 +83,7 @@ class DiffusionPrior:
         Raises:
             ValueError: a family that this prior does not know.
         """
-        known = self.config.network.families
+        known = self.families
         if family is not None and family not in known:
             raise ValueError(
                 f"family must be one of {sorted(known)}; got {family!r}."

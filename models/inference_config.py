@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from neurosde.models.diffusion_prior import STEPS
-from neurosde.models.split_gibbs import SWEEPS
+from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
 from neurosde.models.weight_posterior import Refiner
 from neurosde.rate_sde import Drive
 from neurosde.time_constant import check_range
@@ -46,7 +46,14 @@ class InferenceConfig:
     refine: Refiner | None = field(
         default=None, metadata={"help": "refine the draws through the likelihood itself: gibbs is exact in the limit"}
     )
-    sweeps: int | None = field(default=None, metadata={"help": f"refine, gibbs: sweeps, at least 8 (default {SWEEPS})"})
+    prior: str | None = field(
+        default=None,
+        metadata={"help": "refine: a trained prior of weights, its file or name (default: that of the checkpoint)"},
+    )
+    sweeps: int | None = field(
+        default=None,
+        metadata={"help": f"refine, gibbs: sweeps, at least 8 (default {SWEEPS}, with a prior {PRIOR_SWEEPS})"},
+    )
     rho: float | None = field(
         default=None, metadata={"help": "refine: how far draws may go, in units of a weight's spread"}
     )
@@ -117,6 +124,14 @@ class InferenceConfig:
                     f"rho is how far refined draws may go; got {self.rho} {refined}. Leave rho out, or add refine, one "
                     f"of {get_args(Refiner)}."
                 )
+        if self.prior is not None:
+            if self.refine is None:
+                raise ValueError(
+                    f"prior is what draws are refined by; got {self.prior!r} {refined}. Leave prior out, or add "
+                    f"refine, one of {get_args(Refiner)}."
+                )
+            if self.gain is not None:
+                raise ValueError(f"a prior has gains of its own; got gain = {self.gain:g}. Leave gain or prior out.")
         if self.sweeps is not None:
             check_count(self.sweeps, "sweeps", 8)
             if self.refine != "gibbs":

@@ -21,7 +21,7 @@ from neurosde.models.posterior_file import (
     recording_of,
     save_posterior,
 )
-from neurosde.models.split_gibbs import SWEEPS
+from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
 from neurosde.models.weight_posterior import Refiner
 from neurosde.options import OptionParser
 from neurosde.provenance import make_folder
@@ -38,8 +38,11 @@ def add_arguments(parser: OptionParser) -> None:
         help="gibbs is exact in the limit (default), others are guidances",
     )
     parser.add_argument("--checkpoint", help="trained posterior whose prior is taken (default: the file's, else base)")
+    parser.add_argument("--prior", help="trained prior of weights, its file or name (default: that of the checkpoint)")
     parser.add_argument("--family", help="the ensemble, where it is known (default: the file's)")
-    parser.add_argument("--sweeps", type=int, help=f"of gibbs, at least 8 (default {SWEEPS})")
+    parser.add_argument(
+        "--sweeps", type=int, help=f"of gibbs, at least 8 (default {SWEEPS}, with a prior {PRIOR_SWEEPS})"
+    )
     parser.add_argument(
         "--rho", type=float, help="how far draws may go, in units of a weight's spread (default 1 for gibbs, else 3)"
     )
@@ -80,7 +83,7 @@ def run(options: Namespace) -> int:
     given = {name: getattr(options, name) for name in ("checkpoint", "family")}
     settings |= {name: value for name, value in given.items() if value is not None}
     settings |= {"refine": options.method}
-    settings |= {name: getattr(options, name) for name in ("sweeps", "rho", "likelihood", "window", "seed")}
+    settings |= {name: getattr(options, name) for name in ("prior", "sweeps", "rho", "likelihood", "window", "seed")}
     result = infer(recording, InferenceConfig(**settings), draws=draws, dynamics=dynamics, progress=True)
     report(result, save_posterior(result, options.out))
     return 0

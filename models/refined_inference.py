@@ -14,6 +14,7 @@ from torch import Tensor
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.diffusion_cfg import CFGPosterior
+from neurosde.models.diffusion_prior import load_prior
 from neurosde.models.dynamics import Dynamics
 from neurosde.models.inference_config import InferenceConfig
 from neurosde.models.lyapunov import folding_time, lyapunov_time
@@ -40,12 +41,14 @@ def refined_draws(
     assert config.refine is not None
     given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
     dynamics = given.dynamics(len(draws), generator) if dynamics is None else dynamics
+    prior = None if config.prior is None else load_prior(config.prior)
     found = given.refine(
-        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, dynamics=dynamics, log_prob=rollout,
-        generator=generator, progress=progress,
+        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, dynamics=dynamics, prior=prior,
+        log_prob=rollout, generator=generator, progress=progress,
     )  # fmt: skip
     change = float((found.draws - draws)[~found.diverged].square().mean().sqrt() / found.draws.var(0).mean().sqrt())
-    told = f"draws were refined by {config.refine}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
+    by = config.refine if config.prior is None else f"{config.refine} with the prior {config.prior}"
+    told = f"draws were refined by {by}, {found.evaluations} evaluations each, and moved by {change:.2f} sd"
     if lost := int(found.diverged.sum()):
         told += f"; for {lost} of {len(draws)} the guidance diverged, and they stay as they were"
     if config.refine == "gibbs":

@@ -43,6 +43,7 @@ from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
 SWEEPS = 12
+PRIOR_SWEEPS = 256  # with a prior of weights alone, from draws that know nothing of it
 EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved

@@ -11,13 +11,14 @@ from neurosde import simulate_rate_network
 from neurosde.cli import main
 from neurosde.datasets.ensembles import Gaussian
 from neurosde.evaluation import refined_calibration as module
+from neurosde.evaluation.posterior_benchmark import ensemble_of
 from neurosde.evaluation.refined_calibration import (
     RefinedCalibration,
     held_out_score,
     markdown_table,
     refined_calibration,
 )
-from neurosde.models import CFGPosterior, GaussianPosterior
+from neurosde.models import CFGPosterior, GaussianPosterior, load_prior
 
 D = torch.float64
 
@@ -105,9 +106,33 @@ def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monk
     assert "is of another benchmark (seed = 0 there, 1 now)" in capsys.readouterr().err
 
 
+def test_a_prior_alone_moves_draws_of_the_gaussian_posterior(base, monkeypatch, tmp_path):
+    """Two stages more, of networks of the gains that the prior knows; its draws are other than the Gaussian's."""
+    found, ensembles = module.simulated, []
+    monkeypatch.setattr(
+        module, "simulated", lambda one, *rest, **rows: ensembles.append(one) or found(one, *rest, **rows)
+    )
+    c = RefinedCalibration(families=("sparse",), N=5, networks=2, draws=6, length=40, sweeps=8, steps=4, alone=8)
+    results = refined_calibration(base, c, tmp_path / "rows.nc").isel(ensemble=0)
+    (ensemble,) = ensembles
+    assert ensemble == ensemble_of(base, "sparse", (0.8, 2.0)) != ensemble_of(base, "sparse", ())
+    assert results["stage"].values.tolist() == ["before", "after", "Gaussian posterior", "the same, after"]
+    assert not any(bool(results[name].isnull().any()) for name in results.data_vars)
+    gaussian, alone = (results["norm"].sel(stage=stage) for stage in module.ALONE)
+    assert bool((gaussian != alone).all()) and markdown_table(results.expand_dims("ensemble")).count("| sparse |") == 4
+    _, statistics = found(
+        ensemble, 2, 5, 40, trials=2, noise_std=c.noise_std, dt=c.dt,
+        generator=torch.Generator().manual_seed(module.network_seed(0, 2, 5, 40)),
+    )  # fmt: skip
+    prior = load_prior("sparse")
+    (draws, _), (refined, _) = module._refined_alone(base, prior, statistics[0], c, 1)
+    assert not (draws == 0).any() and (refined == 0).any()
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"alone": 4}, "alone must be"),
         ({"N": 1}, "N must be"),
         ({"networks": 1}, "networks must be"),
         ({"sweeps": 2}, "sweeps must be"),

@@ -21,10 +21,13 @@ from neurosde.models import (
     InferenceConfig,
     fold,
     infer,
+    load_prior,
     open_posterior,
     save_posterior,
 )
-from neurosde.models.posterior_file import recording_of
+from neurosde.models.denoiser import PRESETS, PairNetwork
+from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
+from neurosde.models.posterior_file import config_of, recording_of
 
 SIGMA, DT = 0.3, 0.1
 
@@ -241,9 +244,44 @@ def test_in_chaos_draws_from_anywhere_come_to_the_exact_posterior_or_it_is_said_
     assert 1e-3 < scipy.stats.chi2(white.size).cdf(np.square(white).sum()) < 1 - 1e-3
 
 
+@pytest.mark.parametrize("method", ["gibbs", "mmps"])
+def test_a_prior_of_weights_alone_in_place_of_the_posteriors_own(method):
+    """An untrained prior is N(0, g_rms²/N), of which the exact posterior is known; draws of another gain come to it."""
+    N, gain, count = 6, 1.2, 300
+    _, here = recording(N, "gaussian", T=80)
+    network = PairNetwork(PRESETS["tiny"])
+    prior = DiffusionPrior(network, PriorConfig(network.config, gain, (4, 8)))
+    given = CFGPosterior.from_pretrained("base").condition(here, noise_std=SIGMA, family="dale")
+    statistics = given.statistics[0]
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, gain**2 / N)
+    start = GaussianPosterior.from_statistics(statistics, SIGMA, 0.3**2 / N).sample((count,), 1)
+    options = {"sweeps": 16} if method == "gibbs" else {"steps": 32, "rho": 80.0}
+    assert scipy.stats.kstest(exact.whiten(start).flatten().numpy(), "norm").pvalue < 1e-6
+    found = given.refine(start, method=method, prior=prior, generator=0, **options).draws
+    white = exact.whiten(found).numpy()  # (draw, post, direction)
+    assert scipy.stats.kstest(white.ravel(), "norm").pvalue > 1e-3
+    for square, freedom in ((count * np.square(white.mean(0)), 1), (np.square(white).sum((0, 1)), count * N)):
+        assert scipy.stats.chi2(freedom).sf(square.max()) > 1e-3 / square.size
+        assert scipy.stats.chi2(freedom).cdf(square.min()) > 1e-3 / square.size
+
+
+def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
+    out = tmp_path / "refined.nc"
+    refine = ["refine", str(posteriors["few"]), "--prior", "sparse", "--out", str(out)]
+    assert main([*refine, "--sweeps", "8"]) == 0
+    assert "refined by gibbs with the prior sparse, 128 evaluations each" in capsys.readouterr().out
+    tree = open_posterior(out)
+    assert config_of(tree)["prior"] == "sparse"
+    assert float((tree["posterior"]["weights"] == 0).mean()) > 0.3 > float((tree["unrefined"]["weights"] == 0).mean())
+    assert main([*refine[:3], "nothing", *refine[4:]]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (lambda: InferenceConfig(prior="dale"), "got 'dale' where draws are not refined. Leave prior out, or add"),
+        (lambda: InferenceConfig(refine="gibbs", prior="dale", gain=1.0), "gains of its own; got gain = 1. Leave gain"),
         (lambda: GuidedDiffusion(GAUSSIAN, "vae"), "guidance must be one of"),
         (lambda: GuidedDiffusion(GAUSSIAN, rho=0.001), "rho must exceed the smallest noise level, 0.002"),
         (lambda: GuidedDiffusion(GAUSSIAN).refine(normal(2, 3, 3), Evidence.none(2)), r"draws must be \(draw, 2, 2\)"),
@@ -256,6 +294,14 @@ def test_in_chaos_draws_from_anywhere_come_to_the_exact_posterior_or_it_is_said_
         (lambda: InferenceConfig(refine="gibbs", likelihood="rollout"), "by 'pigdm' or 'dps'; got it with 'gibbs'. L"),
         (lambda: InferenceConfig(refine="dps", window=0.5), "for likelihood 'rollout'; got 0.5 with 'transitions'. L"),
         (lambda: InferenceConfig(refine="gibbs", sweeps=4), "sweeps must be"),
+        (
+            lambda: (
+                CFGPosterior.from_pretrained("base")
+                .condition(recording(4)[1], gain=1.0)
+                .refine(normal(4, 4, 4), prior=load_prior("dale"))
+            ),
+            "gains of its own; got gain = 1. Leave the gain out",
+        ),
         (lambda: infer(recording(4)[1], draws=normal(4, 4, 4)), "draws are given to be refined: set refine"),
         (
             lambda: infer(recording(4)[1], InferenceConfig(refine="gibbs"), draws=normal(4, 5, 5)),

@@ -11,6 +11,10 @@ refined by split Gibbs sampling, which asks the network for its prior only. Befo
   known of W. Where the noise of a transition exceeds what is not known of Wφ this tells how good the mean is, and next
   to nothing of the spread, which the other columns tell.
 
+With `--alone` there are two stages more, of networks whose gains are those of the priors that come with neurosde: draws
+of the Gaussian posterior, which know nothing of structure, and the same refined by so many sweeps with the prior of the
+ensemble's name, which has never seen a recording.
+
 Each network is a row of the file, written when it is done; a run that was cut short goes on after the last one.
 """
 
@@ -43,7 +47,9 @@ from neurosde.evaluation.posterior_benchmark import (
 from neurosde.evaluation.timing import hardware
 from neurosde.likelihood import TransitionStatistics, transitions
 from neurosde.models.diffusion_cfg import CFGPosterior
-from neurosde.models.diffusion_prior import STEPS
+from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
+from neurosde.models.empirical_bayes import empirical_bayes
+from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.model_files import model_label
 from neurosde.models.split_gibbs import SWEEPS
 from neurosde.options import OptionParser, add_options, from_options
@@ -52,6 +58,7 @@ from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
 STAGES = ("before", "after")
+ALONE = ("Gaussian posterior", "the same, after")  # refined by a prior of weights alone
 VALUES = {
     "coverage_90": ("coverage of the 90 % intervals", "1"),
     "contraction": ("1 - posterior variance / mean square of the weights of all networks, of each", "1"),
@@ -75,6 +82,9 @@ class RefinedCalibration:
     trials: int = field(default=2, metadata={"help": "trials per network"})
     draws: int = field(default=31, metadata={"help": "posterior draws per network"})
     sweeps: int = field(default=SWEEPS, metadata={"help": "sweeps of split Gibbs"})
+    alone: int = field(
+        default=0, metadata={"help": "sweeps with a prior of weights alone, from the Gaussian posterior; 0: none"}
+    )
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma, which is known"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
     steps: int | None = field(
@@ -91,8 +101,15 @@ class RefinedCalibration:
         if self.steps is not None:
             check_count(self.steps, "steps", 2)
         check_count(self.sweeps, "sweeps", 8)
+        if self.alone:
+            check_count(self.alone, "alone", 8)
         check_positive(self.noise_std, "noise_std")
         check_time_step(self.dt)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What draws there are of each network."""
+        return (*STAGES, *ALONE) if self.alone else STAGES
 
 
 def refined_calibration(
@@ -110,10 +127,12 @@ def refined_calibration(
         Each of `VALUES` (ensemble, stage, network) and `rank` (ensemble, stage, feature, network).
 
     Raises:
+        FileNotFoundError: no prior of an ensemble's name.
         ValueError: an ensemble that the posterior does not know, or a file of another configuration.
     """
     c, path = config, Path(path)
-    ensembles = {name: ensemble_of(posterior, name, ()) for name in c.families}
+    priors = {name: load_prior(name, posterior.device) for name in c.families if c.alone}
+    ensembles = {name: ensemble_of(posterior, name, _gains(priors.get(name))) for name in c.families}
     kept = KeptRows(_empty(c, checkpoint, posterior), ("ensemble", "network"), path)
     directions = np.random.default_rng(c.seed).standard_normal((DIRECTIONS, c.N, c.N))
     with tqdm(total=len(c.families) * c.networks, unit="network", disable=None) as progress:
@@ -132,7 +151,10 @@ def refined_calibration(
                 if not kept.missing(ensemble=i, network=k):
                     progress.update()
                     continue
-                found = _refined(posterior, name, statistics[k], c, network_seed(c.seed, known, k))
+                seed = network_seed(c.seed, known, k)
+                found = _refined(posterior, name, statistics[k], c, seed)
+                if c.alone:
+                    found += _refined_alone(posterior, priors[name], statistics[k], c, seed)
                 rows = []
                 for draws, seconds in found:
                     one, drawn = truth[k : k + 1], draws.numpy()[:, None]
@@ -152,14 +174,14 @@ def refined_calibration(
 
 
 def _empty(c: RefinedCalibration, checkpoint: str, posterior: CFGPosterior) -> xr.Dataset:
-    shape = (len(c.families), len(STAGES), c.networks)
+    shape = (len(c.families), len(c.stages), c.networks)
     dims = ("ensemble", "stage", "network")
     data: dict[str, Any] = {
         key: (dims, np.full(shape, np.nan), {"long_name": what, "units": unit}) for key, (what, unit) in VALUES.items()
     }
     about = {"long_name": "number of draws below the truth", "units": "1"}
     data["rank"] = ((*dims[:2], "feature", "network"), np.full((*shape[:2], len(FEATURES), c.networks), np.nan), about)
-    results = xr.Dataset(data, {"ensemble": list(c.families), "stage": list(STAGES), "feature": list(FEATURES)})
+    results = xr.Dataset(data, {"ensemble": list(c.families), "stage": list(c.stages), "feature": list(FEATURES)})
     results.attrs = global_attributes(
         "Calibration of refined draws",
         f"{checkpoint}, {c.networks} networks per ensemble. {hardware(device=posterior.device)}",
@@ -180,6 +202,26 @@ def _refined(
     drawn = time.perf_counter()
     refined = given.refine(draws, sweeps=c.sweeps, generator=source).draws
     return [(draws.cpu(), drawn - began), (refined.cpu(), time.perf_counter() - drawn)]
+
+
+def _gains(prior: DiffusionPrior | None) -> tuple[float, ...]:
+    """Range of the gains that a prior of one ensemble was trained on; () without one."""
+    if prior is None:
+        return ()
+    (trained,) = prior.config.training["ensembles"]
+    return trained["gain"], trained["gain_high"]
+
+
+def _refined_alone(
+    posterior: CFGPosterior, prior: DiffusionPrior, statistics: TransitionStatistics, c: RefinedCalibration, seed: int
+) -> list[tuple[Tensor, float]]:
+    """Draws of the Gaussian posterior, and the same refined with a prior that saw no recording; see `_refined`."""
+    given, began = posterior.condition(statistics, noise_std=c.noise_std), time.perf_counter()
+    variance = empirical_bayes(statistics, noise_std=c.noise_std).prior_variance
+    draws = GaussianPosterior.from_statistics(statistics, c.noise_std, variance).sample((c.draws,), seed)
+    drawn, source = time.perf_counter(), torch.Generator(posterior.device).manual_seed(seed)
+    refined = given.refine(draws.to(posterior.device), prior=prior, sweeps=c.alone, generator=source).draws
+    return [(draws, drawn - began), (refined.cpu(), time.perf_counter() - drawn)]
 
 
 def held_out_score(draws: Tensor, truth: Tensor, voltage: Tensor, dt: float, scale: float) -> float:
@@ -224,11 +266,11 @@ def markdown_table(results: xr.Dataset) -> str:
         return f"{float(values.mean()):.{digits}f} ± {float(values.std(ddof=1)) / math.sqrt(values.size):.{digits}f}"
 
     for name in results["ensemble"].values:
-        for stage in STAGES:
+        for stage in results["stage"].values:
             cell = results.sel(ensemble=name, stage=stage).dropna("network")
             found = calibration(cell)
             row = [
-                str(name), stage, with_error(cell["norm"], 3), with_error(cell["score"], 4),
+                str(name), str(stage), with_error(cell["norm"], 3), with_error(cell["score"], 4),
                 f"{found['contraction']:.3f}", f"{found['coverage_90']:.3f}", f"{found['p']:.2g}",
                 f"{found['tarp']:.3f} ({found['tarp_null']:.3f})", f"{float(cell['seconds'].mean()):.1f}",
             ]  # fmt: skip
