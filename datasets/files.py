@@ -16,8 +16,8 @@ from neurosde.datasets.matlab import read_mat
 KINDS = (".nc", ".npz", ".npy", ".csv", ".mat")
 
 
-def existing_file(path: str | Path, kinds: Sequence[str] = KINDS) -> Path:
-    """Return the path of an existing file of one of these kinds.
+def existing_file(path: str | Path, kinds: Sequence[str] | None = KINDS) -> Path:
+    """Return the path of an existing file of one of these kinds; of any kind for None.
 
     Raises:
         FileNotFoundError: there is none.
@@ -28,7 +28,7 @@ def existing_file(path: str | Path, kinds: Sequence[str] = KINDS) -> Path:
         raise ValueError(f"{path} is a folder; name a file in it, such as the cube.nc or a shard of a dataset.")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix.lower() not in kinds:
+    if kinds is not None and path.suffix.lower() not in kinds:
         raise ValueError(f"{path} must be one of {', '.join(kinds)}; got {path.suffix or 'no suffix'!r}.")
     return path
 
@@ -38,10 +38,9 @@ def open_netcdf(path: str | Path) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: not a readable netCDF file.
+        ValueError: a folder, or not a readable netCDF file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    path = existing_file(path, None)
     try:
         return xr.open_dataset(path, engine="netcdf4", decode_times=False)
     except (OSError, RuntimeError, ValueError) as error:

@@ -148,6 +148,8 @@ def infer(
     times, neurons = recording.activity.shape[-2:]
     if neurons > times:
         notes.append(f"there are more neurons ({neurons}) than times ({times}): are the axes (time, neuron)?")
+    if neurons == 1:
+        notes.append("there is one neuron, and only its weight onto itself to infer: are the axes (time, neuron)?")
     if statistics.dropped:
         share = statistics.dropped / (statistics.dropped + statistics.count)
         notes.append(

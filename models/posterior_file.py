@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from neurosde.datasets.files import existing_file
 from neurosde.datasets.recordings import Recording
 from neurosde.models.dynamics import Dynamics
 from neurosde.models.inference import Inference
@@ -185,11 +186,11 @@ def open_posterior(path: str | Path) -> xr.DataTree:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a readable file, or one without the groups of a posterior.
+        ValueError: a folder, not a readable netCDF file, or one without the groups of a posterior.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    path = existing_file(path, None)
+    if path.suffix != ".nc":
+        raise ValueError(f"{path} is not a posterior of neurosde infer, which is a netCDF file, NAME.nc.")
     try:
         with xr.open_datatree(path, engine="netcdf4", decode_times=False) as tree:
             loaded = tree.load()

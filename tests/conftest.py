@@ -2,19 +2,16 @@
 
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from problems import normal
 
 from neurosde.cli import main
 from neurosde.julia import Julia, JuliaNotFoundError, find_julia
 from neurosde.models import Evidence
-
-sys.path.insert(0, str(Path(__file__).parent))  # so that problems.py is found, whatever pytest's import mode
-from problems import normal
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # read when matplotlib is first imported
 

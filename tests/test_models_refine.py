@@ -194,6 +194,8 @@ def test_what_the_command_cannot_do_ends_in_one_line_and_nothing_is_replaced(pos
             "by 'gibbs'; got 8 with 'dps'. Leave sweeps",
         ),
         (["refine", few, "--likelihood", "rollout", "--out", out], "by 'pigdm' or 'dps'; got it with 'gibbs'. Leave"),
+        (["refine", __file__, "--out", out], "is not a posterior of neurosde infer, which is a netCDF file, NAME.nc"),
+        (["refine", str(tmp_path), "--out", out], "is a folder; name a file in it"),
         (["refine", few, "--out", few], "is what is read, and would be replaced; choose another --out"),
         (["refine", few, "--out", str(tmp_path / "link.nc")], "is what is read, and would be replaced"),
         (["refine", few, "--recording", cube, "--out", cube], "is what is read, and would be replaced"),
