@@ -342,6 +342,13 @@ def test_a_recording_of_more_neurons_than_times_is_asked_for_its_axes():
     assert asked and not silent
 
 
+@pytest.mark.parametrize(("neurons", "said"), [(1, True), (2, False)])
+def test_a_recording_of_one_neuron_is_asked_for_its_axes(neurons, said):
+    activity = another_program(trials=1)[1][..., :neurons]
+    found = infer(Recording(activity, "here", dt=DT), InferenceConfig(draws=2, predictive_draws=0))
+    assert any("there is one neuron" in note for note in found.notes) == said
+
+
 def test_an_array_is_no_recording():
     with pytest.raises(TypeError, match=r"a Recording or the path of a file; got ndarray\. Give an array as Record"):
         infer(np.zeros((5, 3)))
