@@ -180,7 +180,7 @@ class WeightPosterior:
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
         known, each draw has its own, as in `sample`, and keeps it. With a `prior` of weights alone nothing is asked of
         this posterior's network, and many more sweeps are needed: of 20 neurons, from draws of a Gaussian posterior, 64
-        leave norms of draws 3 to 6 % too small, 256 0 to 3 %.
+        leave norms of draws 3 to 6 % too small, 256 1 to 3 %.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network.

@@ -18,6 +18,7 @@ from neurosde.cli import main
 from neurosde.datasets import CubeDataset, Gaussian, Sparse, generate_activity_trials, loader, validate_cube
 from neurosde.datasets import build_dataset as module
 from neurosde.datasets.build_dataset import DatasetConfig, build_dataset
+from neurosde.datasets.files import open_netcdf
 from neurosde.datasets.store import CubeWriter
 
 SMALL = {"num_networks": 7, "N": 6, "num_trials": 2, "T": 20}
@@ -343,6 +344,8 @@ def test_bad_loaders_are_named(tmp_path):
         loader(path, batch_size=0)
     with pytest.raises(FileNotFoundError, match="no such file"):
         loader(tmp_path / "none.nc")
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        open_netcdf(tmp_path)
     with pytest.raises(IndexError):
         CubeDataset(path)[7]
 

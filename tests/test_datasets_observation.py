@@ -199,7 +199,6 @@ def test_observations_that_do_not_fit(cube, tmp_path, capsys):
         ([str(cube), "--noise", "0.1", "--out", "o.txt"], "name it *.nc"),
         ([str(cube), "--bin-size", "15", "--out", str(out)], "at least two bins of 20"),
         ([str(tmp_path / "no.nc"), "--noise", "0.1", "--out", str(out)], "no such file"),
-        ([str(tmp_path), "--noise", "0.1", "--out", str(out)], "is a folder; name a file in it"),
     ):
         assert main(["observe", *arguments]) == 2
         error = capsys.readouterr().err
