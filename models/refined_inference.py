@@ -37,7 +37,7 @@ def refined_draws(
     generator: torch.Generator,
     progress: bool,
 ) -> tuple[Refinement, Dynamics]:
-    """Draws moved to the posterior of the network's prior, with a note of how that went, and τ and σ of each."""
+    """Draws moved to the posterior of the prior asked for, with a note of how that went, and τ and σ of each."""
     assert config.refine is not None
     given = model.condition(statistics, noise_std=config.noise_std, gain=config.gain, family=config.family)
     dynamics = given.dynamics(len(draws), generator) if dynamics is None else dynamics

@@ -174,7 +174,7 @@ class WeightPosterior:
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Refinement:
-        """Move draws to the posterior of the network's prior and the likelihood itself.
+        """Move draws to the posterior of a prior, by default the network's, and the likelihood itself.
 
         Guidances ask the network for the prior only. Split Gibbs asks it at first for what it has learnt of recordings
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
@@ -203,7 +203,8 @@ class WeightPosterior:
         Warns where a guidance diverges for some of the draws, which stay as they were: `Refinement.diverged`.
 
         Raises:
-            ValueError: this posterior is of several recordings, draws of another shape, or numbers out of range.
+            ValueError: this posterior is of several recordings, draws of another shape, numbers out of range, or a gain
+                or a family that the prior does not take.
             FloatingPointError: a guidance diverges for all draws.
         """
         if self._several:

@@ -276,7 +276,7 @@ def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
     assert config_of(tree)["prior"] == "sparse"
     assert float((tree["posterior"]["weights"] == 0).mean()) > 0.3 > float((tree["unrefined"]["weights"] == 0).mean())
     assert main([*refine[:3], "nothing", *refine[4:]]) == 2
-    assert "nothing" in capsys.readouterr().err
+    assert "nothing is neither a file nor one of the priors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
