@@ -15,6 +15,7 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
 from neurosde.models.edm import DECISIVE, SIGMA_MIN, noise_levels
+from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 from neurosde.models.samplers import Method, sample
@@ -90,7 +91,7 @@ class DiffusionPrior:
                 if known
                 else f"this prior knows one ensemble only, and takes no family; got {family!r}. Leave it out."
             )
-        return NetworkDenoiser(self.network, 0 if family is None else 1 + known.index(family))
+        return NetworkDenoiser(GraphedNetwork(self.network), 0 if family is None else 1 + known.index(family))
 
     def sample(
         self,

@@ -62,7 +62,7 @@ class NetworkDenoiser:
 
     def __init__(
         self,
-        network: PairNetwork,
+        network: PairNetwork | GraphedNetwork,
         family: int = 0,
         evidence: Evidence | None = None,
         gain: Tensor | float = 1.0,

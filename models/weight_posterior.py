@@ -26,6 +26,7 @@ from neurosde.models.empirical_bayes import (
     evidence_gain,
     most_probable_time_constant,
 )
+from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
 from neurosde.models.guided_diffusion import GuidedDiffusion
 from neurosde.models.network_denoiser import NetworkDenoiser
@@ -61,6 +62,7 @@ class WeightPosterior:
         several: bool,
     ) -> None:
         self.model = model
+        self._network = GraphedNetwork(model.network)
         self._recordings = tuple(recordings)
         self._gains = model.config.gains if gain is None else (gain, gain)
         self.statistics = statistics = tuple(
@@ -373,13 +375,13 @@ class WeightPosterior:
             gain = torch.full_like(in_W.eigenvalues[..., 0], self.gain)
         evidence = in_W.scaled(gain / math.sqrt(N))
         known = self.gain is not None
-        return NetworkDenoiser(self.model.network, self._family, evidence, gain, known), evidence, gain
+        return NetworkDenoiser(self._network, self._family, evidence, gain, known), evidence, gain
 
     def _prior(self, gain: Tensor) -> Denoiser:
         """The denoiser without a recording, in the units of the one with it."""
         nothing = Evidence.none(self.num_neurons, gain.device).expand(gain.shape)
         own = gain if self.gain is not None else evidence_gain(nothing, *self.model.config.gains)
-        prior = NetworkDenoiser(self.model.network, self._family, None, own, self.gain is not None)
+        prior = NetworkDenoiser(self._network, self._family, None, own, self.gain is not None)
         return RescaledDenoiser(prior, gain / own)
 
     @property

@@ -1,6 +1,7 @@
 """Calibration of refined draws: what is right is found to be, what is wrong is told, and runs go on."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_a_prior_alone_moves_draws_of_the_gaussian_posterior(base, monkeypatch, 
     results = refined_calibration(base, c, tmp_path / "rows.nc").isel(ensemble=0)
     (ensemble,) = ensembles
     assert ensemble == ensemble_of(base, "sparse", (0.8, 2.0)) != ensemble_of(base, "sparse", ())
-    assert results["stage"].values.tolist() == ["before", "after", "Gaussian posterior", "the same, after"]
+    assert results["stage"].values.tolist() == [*module.STAGES, *module.ALONE]
     assert not any(bool(results[name].isnull().any()) for name in results.data_vars)
     gaussian, alone = (results["norm"].sel(stage=stage) for stage in module.ALONE)
     assert bool((gaussian != alone).all()) and markdown_table(results.expand_dims("ensemble")).count("| sparse |") == 4
@@ -127,6 +128,8 @@ def test_a_prior_alone_moves_draws_of_the_gaussian_posterior(base, monkeypatch, 
     prior = load_prior("sparse")
     (draws, _), (refined, _) = module._refined_alone(base, prior, statistics[0], c, 1)
     assert not (draws == 0).any() and (refined == 0).any()
+    with pytest.raises(ValueError, match="families must be of the ensembles .* got 'all'"):  # a prior has this name
+        refined_calibration(base, replace(c, families=("all",)), tmp_path / "other.nc")
 
 
 @pytest.mark.parametrize(

@@ -339,8 +339,9 @@ def test_only_priors_of_sparse_ensembles_draw_zeros(monkeypatch):
 
 
 def test_chunks_and_leading_axes(monkeypatch):
-    denoise = prior_of(FAMILIES).denoiser("sparse")
-    denoise.network.to(D)
+    prior = prior_of(FAMILIES)
+    prior.network.to(D)
+    denoise = prior.denoiser("sparse")
     x, sigma = torch.randn(2, 3, 4, 4, dtype=D), torch.tensor([0.1, 1.0, 30.0], dtype=D)
     found = denoise(x, sigma)
     alone = torch.stack([torch.stack([denoise(one, s) for one, s in zip(row, sigma, strict=True)]) for row in x])

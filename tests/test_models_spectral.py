@@ -133,3 +133,20 @@ def test_replayed_passes_give_the_gradients_of_the_network_itself(preset):
             del F
         here, there = gradients
         assert float((here - there).norm()) < 0.05 * float(there.norm())  # TF32 has 10 bits
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preset", ["tiny", "spectral"])
+def test_replayed_passes_without_gradients_are_those_of_the_network_itself(preset):
+    torch.manual_seed(0)
+    network = PairNetwork(PRESETS[preset]).cuda().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    replayed, kept = GraphedNetwork(network), []
+    with torch.no_grad():
+        for N in (6, 6, 7, 6, 6, 8, 7, 7, 9, 8, 8, 9, 9, 10, 10, 10, 10, 6, 6, 6, 6):  # more shapes than are kept
+            z, u = torch.randn(2, 5, N, N, device="cuda")
+            sigma, family = torch.randn(5, device="cuda"), torch.zeros(5, dtype=torch.long, device="cuda")
+            kept.append([one.answer(z, u, sigma, family, None, one.split(z))[0] for one in (replayed, network)])
+    for here, there in kept:  # results stay when others are made
+        torch.testing.assert_close(here, there)

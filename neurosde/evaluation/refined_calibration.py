@@ -58,7 +58,7 @@ from neurosde.solve import simulate_rate_network
 from neurosde.validation import check_count, check_positive, check_time_step
 
 STAGES = ("before", "after")
-ALONE = ("Gaussian posterior", "the same, after")  # refined by a prior of weights alone
+ALONE = ("Gaussian posterior", "Gaussian posterior, refined")  # by a prior of weights alone
 VALUES = {
     "coverage_90": ("coverage of the 90 % intervals", "1"),
     "contraction": ("1 - posterior variance / mean square of the weights of all networks, of each", "1"),
@@ -131,6 +131,8 @@ def refined_calibration(
         ValueError: an ensemble that the posterior does not know, or a file of another configuration.
     """
     c, path = config, Path(path)
+    for name in c.families:
+        ensemble_of(posterior, name, ())  # refuses one that it does not know
     priors = {name: load_prior(name, posterior.device) for name in c.families if c.alone}
     ensembles = {name: ensemble_of(posterior, name, _gains(priors.get(name))) for name in c.families}
     kept = KeptRows(_empty(c, checkpoint, posterior), ("ensemble", "network"), path)
