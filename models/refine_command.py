@@ -44,7 +44,9 @@ def add_arguments(parser: OptionParser) -> None:
         "--sweeps", type=int, help=f"of gibbs, at least 8 (default {SWEEPS}, with a prior {PRIOR_SWEEPS})"
     )
     parser.add_argument(
-        "--rho", type=float, help="how far draws may go, in units of a weight's spread (default 1 for gibbs, else 3)"
+        "--rho",
+        type=float,
+        help="how far draws may go, in units of a weight's spread (default: gibbs 1, with a prior 3 √N; others 3)",
     )
     parser.add_argument(
         "--likelihood",

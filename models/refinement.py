@@ -15,31 +15,37 @@ class Refinement:
     """What a refiner made of draws.
 
     Attributes:
-        draws: refined draws, shape (draw, post, pre), in the units of the denoiser.
+        draws: refined draws, shape (draw, post, pre), in the units of the denoiser. Of several recordings each of these
+            has a dimension more, the second one: (draw, recording, post, pre), (sweep, recording).
         rho: noise ρ of each sweep, shape (sweep,).
         moved: root mean square change of an entry in each sweep, over its spread among draws, shape (sweep,); of draws
             that did not diverge.
         log_likelihood: mean over these draws of tr(BWᵀ) − ½ tr(WΛWᵀ) after each sweep, shape (sweep,).
-        r_hat: of log-likelihood and norm over the exact sweeps, if there are such, each draw a chain: near 1 where
-            every chain went everywhere. Chains that stay where they are have a large one, which says that their law is
-            not proved, not that it is wrong.
+        r_hat: of log-likelihood and norm over the exact sweeps, if there are such, each draw a chain, the largest of
+            all recordings: near 1 where every chain went everywhere. Chains that stay where they are have a large one,
+            which says that their law is not proved, not that it is wrong.
         evaluations: of the denoiser, for each draw; products with its derivative are not counted.
         diverged: of which draws a guidance diverged, shape (draw,): they are as they were before.
     """
 
-    draws: Float[Tensor, "draw post pre"]
-    rho: Float[Tensor, " sweep"]
-    moved: Float[Tensor, " sweep"]
-    log_likelihood: Float[Tensor, " sweep"]
+    draws: Float[Tensor, "draw *recording post pre"]
+    rho: Float[Tensor, " sweep *recording"]
+    moved: Float[Tensor, " sweep *recording"]
+    log_likelihood: Float[Tensor, " sweep *recording"]
     r_hat: dict[str, float]
     evaluations: int
-    diverged: Bool[Tensor, " draw"]
+    diverged: Bool[Tensor, " draw *recording"]
 
 
-def check_draws(draws: Tensor, evidence: Evidence) -> None:
-    """Raise ValueError unless draws are (draw, post, pre) of as many neurons as were recorded, two or more, finite."""
-    N = evidence.eigenvalues.shape[-1]
-    if draws.ndim != 3 or draws.shape[1:] != (N, N) or evidence.eigenvalues.shape[:-1] not in ((), draws.shape[:1]):
+def check_draws(draws: Tensor, evidence: Evidence, recordings: bool = False) -> None:
+    """Raise ValueError unless draws are two or more, finite, of as many neurons as were recorded: (draw, post, pre).
+
+    With `recordings` they may be (draw, recording, post, pre), too.
+    """
+    N, several = evidence.eigenvalues.shape[-1], recordings and draws.ndim == 4
+    batch, given = draws.shape[:-2], tuple(evidence.eigenvalues.shape[:-1])
+    fits = draws.ndim == 3 + several and draws.shape[-2:] == (N, N) and given in (batch[1:], batch)
+    if not fits:
         raise ValueError(
             f"draws must be (draw, {N}, {N}), as one recording of {N} neurons says; got {tuple(draws.shape)}."
         )

@@ -27,7 +27,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,7 +42,9 @@ from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
 
 SWEEPS = 12
-PRIOR_SWEEPS = 256  # with a prior of weights alone, from draws that know nothing of it
+# With a prior of weights alone, from draws that know nothing of it: what all weights share, signs of columns and the
+# gain, is open at ρ = 3 √N, and in fewer levels a sweep makes weights too small (16: by 0.9 % at ρ = 1; 24: by 0.1 %).
+PRIOR_SWEEPS, PRIOR_STEPS, PRIOR_RHO = 128, 32, 3.0
 EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved
@@ -80,7 +81,7 @@ class SplitGibbs:
 
     def refine(
         self,
-        draws: Float[Tensor, "draw post pre"],
+        draws: Float[Tensor, "draw *recording post pre"],
         evidence: Evidence,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
@@ -88,72 +89,82 @@ class SplitGibbs:
         """Move draws to the posterior.
 
         Args:
-            draws: where to begin: draws of another posterior, or of the prior.
-            evidence: what one recording says, to all draws or (draw, …) to each, in the units of the denoiser.
+            draws: where to begin: draws of another posterior, or of the prior, shape (draw, post, pre); of several
+                recordings (draw, recording, post, pre).
+            evidence: what the recording says, to all draws or (draw, …) to each, in the units of the denoiser; of
+                several (recording, …) or (draw, recording, …).
             generator: seed or generator, on the device of the draws.
             progress: show a progress bar, on a terminal.
 
         Raises:
-            ValueError: draws that are not (draw, post, pre) of as many neurons as were recorded, or not finite.
+            ValueError: draws that are not of these shapes, of as many neurons as were recorded, or not finite.
             FloatingPointError: the denoiser returned NaN or infinite values.
         """
-        check_draws(draws, evidence)
+        check_draws(draws, evidence, recordings=True)
         source = as_generator(generator, draws.device)
         W, exact = draws.double(), max(4, round(EXACT_SHARE * self.sweeps))
-        rhos = self.schedule(float(evidence.eigenvalues.max()), exact)
+        most = evidence.eigenvalues.amax(-1)
+        rhos = self.schedule(most.amax(0) if most.ndim == draws.ndim - 2 else most, exact)
         moved, likelihoods, traces = [], [], []
         for sweep, rho in enumerate(tqdm(rhos, unit="sweep", disable=None if progress else True)):
             last, W = W, self._sweep(W, evidence, rho, source)
             each = log_likelihood(W, evidence)
-            spread = W.var(0).mean().sqrt().clamp(min=1e-300)
-            moved.append((W - last).square().mean().sqrt() / spread)
-            likelihoods.append(each.mean())
+            spread = W.var(0).mean((-1, -2)).sqrt().clamp(min=1e-300)
+            moved.append((W - last).square().mean((0, -1, -2)).sqrt() / spread)
+            likelihoods.append(each.mean(0))
             if sweep >= len(rhos) - exact:
-                traces.append(torch.stack([each, W.flatten(1).norm(dim=1)]))
-        kept = torch.stack(traces, -1)  # (quantity, draw, sweep)
+                traces.append(torch.stack([each, W.flatten(-2).norm(dim=-1)]))
+        kept = torch.stack(traces, -1)  # (quantity, draw, ..., sweep)
         return Refinement(
             W,
-            torch.tensor(rhos, dtype=torch.float64),
+            rhos.cpu(),
             torch.stack(moved).cpu(),
             torch.stack(likelihoods).cpu(),
-            {name: r_hat(one) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
+            {name: float(r_hat(one).max()) for name, one in zip(("log_likelihood", "norm"), kept, strict=True)},
             self.sweeps * self.steps,
-            torch.zeros(len(W), dtype=torch.bool, device=W.device),
+            torch.zeros(W.shape[:-2], dtype=torch.bool, device=W.device),
         )
 
-    def _sweep(self, W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
-        if self.conditional is None or not bool((rho**2 * evidence.eigenvalues > DECONVOLVED * (1 + 1e-9)).any()):
+    def _sweep(self, W: Tensor, evidence: Evidence, rho: Tensor, source: torch.Generator | None) -> Tensor:
+        share = rho.square().unsqueeze(-1) * evidence.eigenvalues
+        if self.conditional is None or not bool((share > DECONVOLVED * (1 + 1e-9)).any()):
             return given_noisy(self.denoise, observed(W, evidence, rho, source), rho, self.steps, source)
         first, second = divided(evidence, rho)
         return given_noisy(self.conditional(second), observed(W, first, rho, source), rho, self.steps, source, second)
 
-    def schedule(self, largest: float, exact: int) -> list[float]:
-        """ρ of each sweep: falling geometrically to where all of the likelihood is deconvolved, and staying there."""
-        end = math.sqrt(DECONVOLVED / largest) if largest > 0 else self.rho
-        end = min(end, self.rho)
-        falling = torch.linspace(math.log(self.rho), math.log(end), self.sweeps - exact, dtype=torch.float64).exp()
-        return [*falling.tolist(), *[end] * exact]
+    def schedule(self, largest: Float[Tensor, "*recording"], exact: int) -> Float[Tensor, " sweep *recording"]:
+        """ρ of each sweep: falling geometrically to where all of the likelihood is deconvolved, and staying there.
+
+        Args:
+            largest: eigenvalue of Λ, not negative.
+            exact: number of sweeps that stay there.
+        """
+        end = (DECONVOLVED / largest).sqrt().clamp(max=self.rho)
+        share = torch.linspace(0, 1, self.sweeps - exact, dtype=torch.float64, device=largest.device)
+        share = torch.cat([share, share.new_ones(exact)]).view(-1, *(1,) * largest.ndim)
+        return self.rho * (end / self.rho) ** share
 
 
-def divided(evidence: Evidence, rho: float) -> tuple[Evidence, Evidence]:
+def divided(evidence: Evidence, rho: Tensor) -> tuple[Evidence, Evidence]:
     """Divide the likelihood into two whose product it is: one that is deconvolved at ρ, and the rest."""
     precision = evidence.eigenvalues
-    first = precision.clamp(max=DECONVOLVED / rho**2)
+    first = torch.minimum(precision, DECONVOLVED / rho.square().unsqueeze(-1))
     share = torch.where(precision > 0, first / precision, 1.0)
     cross = evidence.cross * share.unsqueeze(-2)
     rest = Evidence(precision - first, evidence.vectors, evidence.cross - cross)
     return Evidence(first, evidence.vectors, cross), rest
 
 
-def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator | None) -> Tensor:
+def observed(W: Tensor, evidence: Evidence, rho: Tensor, source: torch.Generator | None) -> Tensor:
     """Draw z given W and the recording; see the module."""
     along = W if evidence.vectors is None else W @ evidence.vectors
-    share = rho**2 * evidence.eigenvalues.unsqueeze(-2)
+    square = rho.square()[..., None, None]
+    share = square * evidence.eigenvalues.unsqueeze(-2)
     # Where it is not deconvolved the likelihood is of z: precision 1/ρ² + λ.
     soft = share > DECONVOLVED * (1 + 1e-9)
-    variance = rho**2 * torch.where(soft, 1 / (1 + share), 1 - share)
+    variance = square * torch.where(soft, 1 / (1 + share), 1 - share)
     mean = torch.where(soft, 1 / (1 + share), 1 - share) * along
-    mean = mean + torch.where(soft, 1 / (1 + share), 1.0) * rho**2 * evidence.cross
+    mean = mean + torch.where(soft, 1 / (1 + share), 1.0) * square * evidence.cross
     z = mean + variance.sqrt() * torch.randn(W.shape, generator=source, dtype=W.dtype, device=W.device)
     return z if evidence.vectors is None else z @ evidence.vectors.mT
 
@@ -161,7 +172,7 @@ def observed(W: Tensor, evidence: Evidence, rho: float, source: torch.Generator 
 def given_noisy(
     denoise: Denoiser,
     z: Tensor,
-    rho: float,
+    rho: Tensor,
     steps: int = STEPS,
     source: torch.Generator | None = None,
     evidence: Evidence | None = None,
@@ -169,12 +180,12 @@ def given_noisy(
     """Draw from a law of W given z = W + ρ ε.
 
     Noise s added to W and noise ρ of the observation are one noise t, 1/t² = 1/s² + 1/ρ²: the diffusion begins at
-    t = ρ itself.
+    t = ρ itself. In units of ρ its noise levels are the same for every ρ.
 
     Args:
         denoise: the law's denoiser, that of a prior or, with `evidence`, of the posterior.
         z: what is observed, shape (..., post, pre).
-        rho: ρ.
+        rho: ρ, shape () or (...).
         steps: noise levels.
         source: generator of the draws.
         evidence: what a recording says that the denoiser is conditioned on, if it is.
@@ -182,27 +193,33 @@ def given_noisy(
     Returns:
         W, of the same shape.
     """
+    unit = rho[..., None, None]
 
-    def given(x: Tensor, sigma: Tensor) -> Tensor:
-        t2 = 1 / (sigma**-2 + rho**-2)
-        return denoise(t2 * (x / sigma**2 + z / rho**2), t2.sqrt())
+    def given(x: Tensor, sigma: Tensor) -> Tensor:  # of W/ρ
+        t2 = 1 / (sigma**-2 + 1)
+        return denoise(t2 * (unit * x / sigma**2 + z), t2.sqrt() * rho) / unit
 
-    known = Evidence.none(z.shape[-1], z.device) if evidence is None else evidence
+    known = (Evidence.none(z.shape[-1], z.device) if evidence is None else evidence).scaled(rho)
     along = z if known.vectors is None else z @ known.vectors
-    both = Evidence(known.eigenvalues + rho**-2, known.vectors, known.cross + along / rho**2)
-    levels = power_levels(steps, HIGHEST * rho, LOWEST * rho)
-    return sample(given, z.shape, sigmas=levels, evidence=both, generator=source, device=z.device)
+    # The prior of W/ρ has the precision ρ²: the least of these as the prior's, the rest as if it had been recorded.
+    least = rho.square().min()
+    precision = known.eigenvalues + 1 + (rho.square() - least).unsqueeze(-1)
+    drawn = sample(
+        given, z.shape, sigmas=power_levels(steps, HIGHEST, LOWEST), prior_variance=1 / float(least),
+        evidence=Evidence(precision, known.vectors, known.cross + along / unit), generator=source, device=z.device,
+    )  # fmt: skip
+    return unit * drawn
 
 
-def r_hat(chains: Float[Tensor, "chain sweep"]) -> float:
-    """Split R̂ of a quantity: √(all variance / variance within half chains).
+def r_hat(chains: Float[Tensor, "chain *quantity sweep"]) -> Float[Tensor, "*quantity"]:
+    """Split R̂ of quantities: √(all variance / variance within half chains).
 
     References:
         Rank-normalization, folding, and localization: an improved R̂ (Vehtari, Gelman, Simpson, Carpenter, Bürkner,
         2021), equations 1 to 4, https://doi.org/10.1214/20-BA1221
     """
     half = chains.shape[-1] // 2
-    parts = torch.cat([chains[:, :half], chains[:, -half:]])
-    within = parts.var(-1).mean()
-    between = parts.mean(-1).var()
-    return float(((half - 1) / half + between / within.clamp(min=1e-300)).sqrt())
+    parts = torch.cat([chains[..., :half], chains[..., -half:]])
+    within = parts.var(-1).mean(0)
+    between = parts.mean(-1).var(0)
+    return ((half - 1) / half + between / within.clamp(min=1e-300)).sqrt()

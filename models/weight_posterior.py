@@ -35,7 +35,7 @@ from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.refinement import Refinement
 from neurosde.models.samplers import Method, sample
-from neurosde.models.split_gibbs import PRIOR_SWEEPS, SplitGibbs
+from neurosde.models.split_gibbs import PRIOR_RHO, PRIOR_STEPS, PRIOR_SWEEPS, SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 
@@ -164,7 +164,7 @@ class WeightPosterior:
 
     def refine(
         self,
-        draws: Float[Tensor, "draw post pre"],
+        draws: Float[Tensor, "draw *recording post pre"],
         *,
         method: Refiner = "gibbs",
         sweeps: int | None = None,
@@ -181,16 +181,17 @@ class WeightPosterior:
         Guidances ask the network for the prior only. Split Gibbs asks it at first for what it has learnt of recordings
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
         known, each draw has its own, as in `sample`, and keeps it. With a `prior` of weights alone nothing is asked of
-        this posterior's network, and many more sweeps are needed: of 20 neurons, from draws of a Gaussian posterior, 64
-        leave norms of draws 3 to 6 % too small, 256 1 to 3 %.
+        this posterior's network: sweeps begin at a ρ at which draws forget where they were, and many more are needed.
 
         Args:
-            draws: W to begin with, such as of `sample`, on the device of the network.
+            draws: W to begin with, such as of `sample`, on the device of the network, shape (draw, post, pre), of
+                several recordings (draw, recording, post, pre).
             method: "gibbs" (`SplitGibbs`, exact in the limit), or a guidance, which is an approximation: "mmps",
                 "pigdm", "dps" (`GuidedDiffusion`).
-            sweeps: of method gibbs, see `SplitGibbs`; with a prior 256 unless given.
-            steps: noise levels, of method gibbs those of each sweep.
-            rho: how far draws may go from where they begin, in units of the spread of a weight.
+            sweeps: of method gibbs, see `SplitGibbs`; with a prior 128 unless given.
+            steps: noise levels, of method gibbs those of each sweep, with a prior 32 unless given.
+            rho: how far draws may go from where they begin, in units of the spread of a weight; of method gibbs with a
+                prior 3 √N unless given.
             dynamics: τ and σ of each draw, as many as draws, of `dynamics`; None draws them.
             prior: a trained prior in place of this posterior's, on the same device; where it is of several ensembles it
                 is told the family that this posterior was.
@@ -205,42 +206,45 @@ class WeightPosterior:
         Warns where a guidance diverges for some of the draws, which stay as they were: `Refinement.diverged`.
 
         Raises:
-            ValueError: this posterior is of several recordings, draws of another shape, numbers out of range, or a gain
-                or a family that the prior does not take.
+            ValueError: draws of another shape, a guidance for several recordings, numbers out of range, or a gain or a
+                family that the prior does not take.
             FloatingPointError: a guidance diverges for all draws.
         """
-        if self._several:
-            raise ValueError("draws are refined for one recording at a time; condition on each alone.")
+        if self._several and method != "gibbs":
+            raise ValueError(f"method {method!r} takes one recording at a time; condition on each alone.")
         N = self.num_neurons
-        if draws.ndim != 3 or draws.shape[1:] != (N, N):
-            raise ValueError(f"draws must be (draw, {N}, {N}); got {tuple(draws.shape)}.")
+        wanted = (len(self.statistics), N, N) if self._several else (N, N)
+        if draws.ndim != 1 + len(wanted) or draws.shape[1:] != wanted:
+            raise ValueError(f"draws must be (draw, {', '.join(map(str, wanted))}); got {tuple(draws.shape)}.")
         if prior is not None:
             if self.gain is not None:
                 raise ValueError(
                     f"a prior has gains of its own; got gain = {self.gain:g}. Leave the gain out, or the prior."
                 )
-            if method == "gibbs" and sweeps is None:
-                sweeps = PRIOR_SWEEPS
         given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
         options = {name: value for name, value in given.items() if value is not None}
+        if prior is not None and method == "gibbs":
+            options = {"sweeps": PRIOR_SWEEPS, "steps": PRIOR_STEPS, "rho": PRIOR_RHO * math.sqrt(N)} | options
         if method != "gibbs" and sweeps is not None:
             raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}. Leave sweeps out.")
         if method == "gibbs" and log_prob is not None:
             raise ValueError("method 'gibbs' needs the likelihood of transitions; guide by 'pigdm' or 'dps'.")
         source = as_generator(generator, self.model.device)
         _, evidence, gain = self._denoiser(self._drawn(len(draws), source, dynamics))
-        unit = gain[:, 0, None, None] / math.sqrt(N)
+        if not self._several:
+            evidence, gain = evidence[:, 0], gain[:, 0]
+        unit = gain[..., None, None] / math.sqrt(N)
         if prior is None:
-            denoise = self._prior(gain[:, 0])
+            denoise = self._prior(gain)
         else:
             family = self.family if prior.families else None
-            denoise = RescaledDenoiser(prior.denoiser(family), gain[:, 0] / prior.config.gain_rms)
+            denoise = RescaledDenoiser(prior.denoiser(family), gain / prior.config.gain_rms)
         if method == "gibbs":
 
             def conditional(part: Evidence) -> Denoiser:
                 """The denoiser given a part of the recording, in the units of the whole."""
-                given, _, own = self._denoiser(part.scaled(1 / unit.flatten()))
-                return RescaledDenoiser(given, gain[:, 0] / own)
+                given, _, own = self._denoiser(part.scaled(1 / unit[..., 0, 0]))
+                return RescaledDenoiser(given, gain / own)
 
             refiner: SplitGibbs | GuidedDiffusion = SplitGibbs(
                 denoise, conditional=conditional if prior is None else None, **options
@@ -248,10 +252,10 @@ class WeightPosterior:
         else:
             own = None if log_prob is None else lambda J: log_prob(unit * J)
             refiner = GuidedDiffusion(denoise, method, log_prob=own, **options)
-        found = refiner.refine(draws.to(unit) / unit, evidence[:, 0], source, progress)
+        found = refiner.refine(draws.to(unit) / unit, evidence, source, progress)
         sparse = self.model.config.sparse if prior is None else prior.config.sparse
         J = with_exact_zeros(found.draws, source) if sparse else found.draws
-        return replace(found, draws=torch.where(found.diverged[:, None, None], draws.to(J), J * unit))
+        return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), J * unit))
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (*recording, post, pre)."""

@@ -31,8 +31,8 @@ def base():
 
 def exact_then_wrong(posterior, name, statistics, c, seed):
     """Draws of the exact Gaussian posterior, and of one half as wide about half its mean."""
-    exact = GaussianPosterior.from_statistics(statistics, c.noise_std, 1.0 / c.N)
-    draws = exact.sample((c.draws,), seed)
+    exact = [GaussianPosterior.from_statistics(one, c.noise_std, 1.0 / c.N) for one in statistics]
+    draws = torch.stack([one.sample((c.draws,), seed + k) for k, one in enumerate(exact)], 1)
     return [(draws, 1.0), (0.5 * draws, 2.0)]
 
 
@@ -75,7 +75,21 @@ def test_the_score_of_the_truth_is_zero_and_of_others_what_they_are_off_by():
 @pytest.mark.slow
 def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monkeypatch):
     out = tmp_path / "rows.nc"
-    options = ["--N", "6", "--families", "dale", "sparse", "--networks", "2", "--draws", "4", "--length", "30"]
+    options = [
+        "--N",
+        "6",
+        "--families",
+        "dale",
+        "sparse",
+        "--networks",
+        "2",
+        "--draws",
+        "4",
+        "--length",
+        "30",
+        "--batch",
+        "1",
+    ]
     command = ["benchmark", "refined", *options, "--sweeps", "8", "--steps", "4", "--out", str(out)]
     found, calls = module._refined, []
 
@@ -99,7 +113,9 @@ def test_the_command_goes_on_where_it_was_cut_short(base, tmp_path, capsys, monk
         assert not any(bool(rows[name].isnull().any()) for name in rows.data_vars)
         assert kept.where(kept.notnull(), rows["norm"]).equals(rows["norm"])
         whole = rows.load()
-    again = RefinedCalibration(families=("dale", "sparse"), N=6, networks=2, draws=4, length=30, sweeps=8, steps=4)
+    again = RefinedCalibration(
+        families=("dale", "sparse"), N=6, networks=2, draws=4, length=30, sweeps=8, steps=4, batch=1
+    )
     fresh = refined_calibration(base, again, tmp_path / "fresh.nc", "base")
     for name in ("score", "norm", "rank", "credibility"):
         np.testing.assert_allclose(fresh[name], whole[name], rtol=1e-6)
@@ -126,7 +142,8 @@ def test_a_prior_alone_moves_draws_of_the_gaussian_posterior(base, monkeypatch, 
         generator=torch.Generator().manual_seed(module.network_seed(0, 2, 5, 40)),
     )  # fmt: skip
     prior = load_prior("sparse")
-    (draws, _), (refined, _) = module._refined_alone(base, prior, statistics[0], c, 1)
+    (draws, _), (refined, _) = module._refined_alone(base, prior, statistics, c, 1)
+    assert draws.shape == refined.shape == (6, 2, 5, 5)
     assert not (draws == 0).any() and (refined == 0).any()
     with pytest.raises(ValueError, match="families must be of the ensembles .* got 'all'"):  # a prior has this name
         refined_calibration(base, replace(c, families=("all",)), tmp_path / "other.nc")
@@ -136,6 +153,7 @@ def test_a_prior_alone_moves_draws_of_the_gaussian_posterior(base, monkeypatch, 
     ("options", "match"),
     [
         ({"alone": 4}, "alone must be"),
+        ({"batch": 0}, "batch must be"),
         ({"N": 1}, "N must be"),
         ({"networks": 1}, "networks must be"),
         ({"sweeps": 2}, "sweeps must be"),

@@ -1,6 +1,7 @@
 """Split Gibbs sampling: against closed forms and exact posteriors."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import scipy.stats
@@ -23,13 +24,13 @@ from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, divided, given_
 
 
 def test_given_a_noisy_matrix_draws_are_of_the_priors_law():
-    for rho in (0.05, 0.8):
+    for rho in number(0.05), number(0.8):
         z = 2 * rho * normal(1, 3, 3, seed=1)  # where it is open whether there is a weight
         found = given_noisy(GAUSSIAN, z.expand(2000, 3, 3), rho, source=source())
-        mean, sd = z / (1 + rho**2), rho / math.sqrt(1 + rho**2)
+        mean, sd = z / (1 + rho**2), rho / (1 + rho**2).sqrt()
         assert scipy.stats.kstest(((found - mean) / sd).flatten(), "norm").pvalue > 0.01
         sparse = given_noisy(SPARSE, z.expand(4000, 3, 3), rho, source=source())
-        there = SPARSE.existence(z, number(rho))[0]
+        there = SPARSE.existence(z, rho)[0]
         share = (sparse.abs() > 0.02 * rho).double().mean(0)
         # The last level leaves zeros a spread of 0.002 ρ; of the slab 2 % of ρ hold a hundredth.
         assert ((share - there).abs() < 4 * (there * (1 - there) / 4000).sqrt() + 0.012).all()
@@ -41,7 +42,7 @@ def test_one_sweep_leaves_the_posterior_as_it_is(evidence_of):
     folded = fold(torch.zeros(N, N, dtype=D), math.inf, evidence)
     sd = folded.variances.sqrt()
     before = (folded.mean + sd * normal(3000, N, N, seed=4)) @ evidence.vectors.mT
-    rho = math.sqrt(0.5 / 200)
+    rho = number(0.5 / 200).sqrt()
     z = observed(before, evidence, rho, source(1))
     # z has the variance c + ρ² − what is taken off: given W, ρ²(1 − ρ²λ) about (1 − ρ²λ) W + ρ² B.
     share = rho**2 * evidence.eigenvalues
@@ -57,11 +58,11 @@ def test_one_sweep_leaves_the_posterior_as_it_is(evidence_of):
 
 
 def test_the_likelihood_is_the_product_of_what_is_deconvolved_and_the_rest(evidence_of):
-    evidence, rho = evidence_of(4), 0.3
+    evidence, rho = evidence_of(4), number(0.3)
     first, second = divided(evidence, rho)
     for name in ("eigenvalues", "cross"):
         torch.testing.assert_close(getattr(first, name) + getattr(second, name), getattr(evidence, name))
-    most = DECONVOLVED / rho**2
+    most = float(DECONVOLVED / rho**2)
     torch.testing.assert_close(first.eigenvalues, evidence.eigenvalues.clamp(max=most))
     assert 0 < int((evidence.eigenvalues > most).sum()) < 4
     # B is divided as Λ is, so that the Gaussian posteriors' means Λ⁻¹B are the same.
@@ -80,7 +81,7 @@ def test_a_long_sweep_is_exact_if_the_denoiser_is_conditioned_on_the_rest(eviden
         return ScaleMixtureDenoiser(torch.ones(1, dtype=D), evidence=part)
 
     gibbs = SplitGibbs(GAUSSIAN, conditional=conditional if conditioned else None)
-    after = (gibbs._sweep(before, evidence, 1.0, source(2)) @ evidence.vectors - folded.mean) / sd
+    after = (gibbs._sweep(before, evidence, number(1.0), source(2)) @ evidence.vectors - folded.mean) / sd
     p = [scipy.stats.kstest(after[..., k].flatten(), "norm").pvalue for k in range(N)]
     assert (min(p) > 0.01) == conditioned
     if conditioned:  # and draws have gone a long way: of the prior's spread where little is known
@@ -99,6 +100,28 @@ def test_draws_from_anywhere_come_to_the_gaussian_posterior(evidence_of, high):
     assert found.evaluations == 60 * 16 and found.rho.shape == found.moved.shape == found.log_likelihood.shape == (60,)
     assert float(found.rho[-1]) == pytest.approx(math.sqrt(DECONVOLVED / high))
     assert (found.rho[1:] <= found.rho[:-1] * (1 + 1e-12)).all() and float(found.moved[0]) > float(found.moved[-1])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_recordings_are_refined_beside_each_other(evidence_of, own):
+    """Each with a ρ of its own, whatever the others say; of a Gaussian prior, known to all draws or each its own."""
+    N, alone = 3, [evidence_of(3, high=high) for high in (1e4, 2.0, 0.5)]
+    several = Evidence(*(torch.stack([getattr(one, field.name) for one in alone]) for field in fields(Evidence)))
+    given = several.expand((500, 3)) if own else several
+    found = SplitGibbs(GAUSSIAN, sweeps=60).refine(7 + 3 * normal(500, 3, N, N, seed=3), given, 0)
+    assert found.rho.shape == found.moved.shape == found.log_likelihood.shape == (60, 3)
+    assert found.draws.shape == (500, 3, N, N) and found.diverged.shape == (500, 3)
+    hats = []
+    for k, evidence in enumerate(alone):
+        one = SplitGibbs(GAUSSIAN, sweeps=60).refine(7 + 3 * normal(500, N, N, seed=3), evidence, 0)
+        torch.testing.assert_close(found.rho[:, k], one.rho)
+        folded = fold(torch.zeros(N, N, dtype=D), math.inf, evidence)
+        whitened = (found.draws[:, k] @ evidence.vectors - folded.mean) / folded.variances.sqrt()
+        for direction in range(N):
+            assert scipy.stats.kstest(whitened[..., direction].flatten(), "norm").pvalue > 0.01
+        hats.append(one.r_hat["norm"])
+    # 500 chains: that of the worst, of the recording that tells most, is within a few % whatever the seed.
+    assert found.r_hat["norm"] == pytest.approx(max(hats), rel=0.1) and max(hats) == hats[0]
 
 
 @pytest.mark.slow
@@ -140,7 +163,7 @@ def test_r_hat_is_that_of_arviz(chains):
         "drifting": torch.linspace(0, 3, 100, dtype=D) + normal(20, 100),
     }[chains]
     expected = array_stats.rhat(made.numpy(), method="split", chain_axis=0, draw_axis=1)
-    assert r_hat(made) == pytest.approx(float(expected), rel=1e-12)
+    assert float(r_hat(made)) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_r_hat_tells_chains_that_mix_from_chains_that_do_not(evidence_of):
@@ -172,6 +195,7 @@ def test_the_seed_decides_and_bad_input_is_refused(evidence_of):
     one, same, other = (gibbs.refine(normal(4, 3, 3), evidence, k).draws for k in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     for wrong, match in (
+        (lambda: gibbs.refine(normal(4, 2, 3, 3), evidence_of(3)[None].expand((5,))), r"draws must be"),
         (lambda: gibbs.refine(normal(4, 2, 2), evidence), r"draws must be \(draw, 3, 3\)"),
         (lambda: gibbs.refine(normal(1, 3, 3), evidence), "at least two, and finite"),
         (lambda: gibbs.refine(normal(4, 3, 3) * math.nan, evidence), "at least two, and finite"),

@@ -15,7 +15,7 @@ With `--alone` there are two stages more, of networks whose gains are those of t
 of the Gaussian posterior, which know nothing of structure, and the same refined by so many sweeps with the prior of the
 ensemble's name, which has never seen a recording.
 
-Each network is a row of the file, written when it is done; a run that was cut short goes on after the last one.
+Each network is a row of the file, written when its batch is done; a run that was cut short goes on after the last one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class RefinedCalibration:
     alone: int = field(
         default=0, metadata={"help": "sweeps with a prior of weights alone, from the Gaussian posterior; 0: none"}
     )
+    batch: int = field(default=8, metadata={"help": "networks that are inferred and refined side by side"})
     noise_std: float = field(default=0.3, metadata={"help": "noise sigma, which is known"})
     dt: float = field(default=0.1, metadata={"help": "step, in units of tau"})
     steps: int | None = field(
@@ -97,7 +99,8 @@ class RefinedCalibration:
         check_count(self.length, "length", 3)
         for name in ("networks", "draws"):
             check_count(getattr(self, name), name, 2)
-        check_count(self.trials, "trials")
+        for name in ("trials", "batch"):
+            check_count(getattr(self, name), name)
         if self.steps is not None:
             check_count(self.steps, "steps", 2)
         check_count(self.sweeps, "sweeps", 8)
@@ -149,29 +152,33 @@ def refined_calibration(
                 W, h0, c.length, c.dt, 1.0, noise_std=c.noise_std, generator=source, return_h=True
             )
             truth = W.numpy()
-            for k in range(c.networks):
-                if not kept.missing(ensemble=i, network=k):
-                    progress.update()
+            for first in range(0, c.networks, c.batch):
+                batch = range(first, min(first + c.batch, c.networks))
+                if not any(kept.missing(ensemble=i, network=k) for k in batch):
+                    progress.update(len(batch))
                     continue
-                seed = network_seed(c.seed, known, k)
-                found = _refined(posterior, name, statistics[k], c, seed)
+                some, seed = [statistics[k] for k in batch], network_seed(c.seed, known, first)
+                found = _refined(posterior, name, some, c, seed)
                 if c.alone:
-                    found += _refined_alone(posterior, priors[name], statistics[k], c, seed)
-                rows = []
-                for draws, seconds in found:
-                    one, drawn = truth[k : k + 1], draws.numpy()[:, None]
-                    norms = np.linalg.norm(drawn, axis=(-2, -1)) / max(float(np.linalg.norm(one)), 1e-300)
-                    rows.append({
-                        "coverage_90": coverage(draws.numpy(), truth[k], np.array([0.9]))[0],
-                        "contraction": 1 - draws.var(0).mean() / np.square(truth).mean(),
-                        "credibility": expected_coverage(drawn, one, truth[k - 1 : k] if k else truth[-1:])[0],
-                        "norm": norms.mean() - 1,
-                        "score": held_out_score(draws, W[k], held_out[k], c.dt, statistics[k].noise_scale(c.noise_std)),
-                        "seconds": seconds,
-                        "rank": ranks(drawn, one, directions, c.seed + k)[:, 0],
-                    })  # fmt: skip
-                kept.add({key: np.stack([row[key] for row in rows]) for key in rows[0]}, ensemble=i, network=k)
-                progress.update()
+                    found += _refined_alone(posterior, priors[name], some, c, seed)
+                for place, k in enumerate(batch):
+                    rows = []
+                    for drawn, seconds in found:
+                        draws, one = drawn[:, place], truth[k : k + 1]
+                        each = draws.numpy()[:, None]
+                        norms = np.linalg.norm(each, axis=(-2, -1)) / max(float(np.linalg.norm(one)), 1e-300)
+                        scale = statistics[k].noise_scale(c.noise_std)
+                        rows.append({
+                            "coverage_90": coverage(draws.numpy(), truth[k], np.array([0.9]))[0],
+                            "contraction": 1 - draws.var(0).mean() / np.square(truth).mean(),
+                            "credibility": expected_coverage(each, one, truth[k - 1 : k] if k else truth[-1:])[0],
+                            "norm": norms.mean() - 1,
+                            "score": held_out_score(draws, W[k], held_out[k], c.dt, scale),
+                            "seconds": seconds / len(batch),
+                            "rank": ranks(each, one, directions, c.seed + k)[:, 0],
+                        })  # fmt: skip
+                    kept.add({key: np.stack([row[key] for row in rows]) for key in rows[0]}, ensemble=i, network=k)
+                    progress.update()
     return kept.results
 
 
@@ -194,16 +201,16 @@ def _empty(c: RefinedCalibration, checkpoint: str, posterior: CFGPosterior) -> x
 
 
 def _refined(
-    posterior: CFGPosterior, name: str, statistics: TransitionStatistics, c: RefinedCalibration, seed: int
+    posterior: CFGPosterior, name: str, statistics: Sequence[TransitionStatistics], c: RefinedCalibration, seed: int
 ) -> list[tuple[Tensor, float]]:
-    """Draws before and after, on the CPU, and the seconds that they took."""
+    """Draws before and after, (draw, network, post, pre), on the CPU, and the seconds that they took."""
     given = posterior.condition(statistics, noise_std=c.noise_std, family=name)
     source = torch.Generator(posterior.device).manual_seed(seed)
     began = time.perf_counter()
     draws = given.sample((c.draws,), steps=c.steps, generator=source)
-    drawn = time.perf_counter()
-    refined = given.refine(draws, sweeps=c.sweeps, generator=source).draws
-    return [(draws.cpu(), drawn - began), (refined.cpu(), time.perf_counter() - drawn)]
+    before, drawn = draws.cpu(), time.perf_counter()
+    refined = given.refine(draws, sweeps=c.sweeps, generator=source).draws.cpu()
+    return [(before, drawn - began), (refined, time.perf_counter() - drawn)]
 
 
 def _gains(prior: DiffusionPrior | None) -> tuple[float, ...]:
@@ -215,15 +222,22 @@ def _gains(prior: DiffusionPrior | None) -> tuple[float, ...]:
 
 
 def _refined_alone(
-    posterior: CFGPosterior, prior: DiffusionPrior, statistics: TransitionStatistics, c: RefinedCalibration, seed: int
+    posterior: CFGPosterior,
+    prior: DiffusionPrior,
+    statistics: Sequence[TransitionStatistics],
+    c: RefinedCalibration,
+    seed: int,
 ) -> list[tuple[Tensor, float]]:
     """Draws of the Gaussian posterior, and the same refined with a prior that saw no recording; see `_refined`."""
     given, began = posterior.condition(statistics, noise_std=c.noise_std), time.perf_counter()
-    variance = empirical_bayes(statistics, noise_std=c.noise_std).prior_variance
-    draws = GaussianPosterior.from_statistics(statistics, c.noise_std, variance).sample((c.draws,), seed)
+    gaussian = []
+    for k, one in enumerate(statistics):
+        variance = empirical_bayes(one, noise_std=c.noise_std).prior_variance
+        gaussian.append(GaussianPosterior.from_statistics(one, c.noise_std, variance).sample((c.draws,), seed + k))
+    draws = torch.stack(gaussian, 1)
     drawn, source = time.perf_counter(), torch.Generator(posterior.device).manual_seed(seed)
-    refined = given.refine(draws.to(posterior.device), prior=prior, sweeps=c.alone, generator=source).draws
-    return [(draws, drawn - began), (refined.cpu(), time.perf_counter() - drawn)]
+    refined = given.refine(draws.to(posterior.device), prior=prior, sweeps=c.alone, generator=source).draws.cpu()
+    return [(draws, drawn - began), (refined, time.perf_counter() - drawn)]
 
 
 def held_out_score(draws: Tensor, truth: Tensor, voltage: Tensor, dt: float, scale: float) -> float:
