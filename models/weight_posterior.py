@@ -216,11 +216,10 @@ class WeightPosterior:
         wanted = (len(self.statistics), N, N) if self._several else (N, N)
         if draws.ndim != 1 + len(wanted) or draws.shape[1:] != wanted:
             raise ValueError(f"draws must be (draw, {', '.join(map(str, wanted))}); got {tuple(draws.shape)}.")
-        if prior is not None:
-            if self.gain is not None:
-                raise ValueError(
-                    f"a prior has gains of its own; got gain = {self.gain:g}. Leave the gain out, or the prior."
-                )
+        if prior is not None and self.gain is not None:
+            raise ValueError(
+                f"a prior has gains of its own; got gain = {self.gain:g}. Leave the gain out, or the prior."
+            )
         given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
         options = {name: value for name, value in given.items() if value is not None}
         if prior is not None and method == "gibbs":
