@@ -182,6 +182,8 @@ class WeightPosterior:
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
         known, each draw has its own, as in `sample`, and keeps it. With a `prior` of weights alone nothing is asked of
         this posterior's network: sweeps begin at a ρ at which draws forget where they were, and many more are needed.
+        In each of them a network's prior makes weights a little smaller than they should be: of 20 neurons draws come
+        out calibrated, of 50 neurons 6 to 10 % too small.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network, shape (draw, post, pre), of
@@ -207,7 +209,7 @@ class WeightPosterior:
 
         Raises:
             ValueError: draws of another shape, a guidance for several recordings, numbers out of range, or a gain or a
-                family that the prior does not take.
+                family that the prior is not of.
             FloatingPointError: a guidance diverges for all draws.
         """
         if self._several and method != "gibbs":
@@ -220,6 +222,13 @@ class WeightPosterior:
             raise ValueError(
                 f"a prior has gains of its own; got gain = {self.gain:g}. Leave the gain out, or the prior."
             )
+        if prior is not None and not prior.families and self.family is not None:
+            names = [one["name"] for one in prior.config.training.get("ensembles", [])]
+            if names and self.family not in names:
+                raise ValueError(
+                    f"the family is known to be {self.family!r}, and the prior is of {names[0]!r}; choose a prior of "
+                    "this family, or leave one of them out."
+                )
         given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
         options = {name: value for name, value in given.items() if value is not None}
         if prior is not None and method == "gibbs":

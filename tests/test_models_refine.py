@@ -304,6 +304,14 @@ def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
             ),
             "gains of its own; got gain = 1. Leave the gain out",
         ),
+        (
+            lambda: (
+                CFGPosterior.from_pretrained("base")
+                .condition(recording(4)[1], family="sparse")
+                .refine(normal(4, 4, 4), prior=load_prior("dale"))
+            ),
+            "the family is known to be 'sparse', and the prior is of 'dale'; choose",
+        ),
         (lambda: infer(recording(4)[1], draws=normal(4, 4, 4)), "draws are given to be refined: set refine"),
         (
             lambda: infer(recording(4)[1], InferenceConfig(refine="gibbs"), draws=normal(4, 5, 5)),
