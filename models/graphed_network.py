@@ -32,12 +32,13 @@ class GraphedNetwork:
     """What `evaluate_network` takes for a network; its gradients go to the network's own parameters.
 
     Graphs share their memory, which is safe as long as a backward pass follows each forward pass before the next one,
-    and is kept as long as this object is. Off a GPU, under autocast, with gradients out of training, and of matrices so
-    large that activations are computed twice, it is the network itself. On an H200, `deep` and 200 000 weights a step,
-    both passes of training take 18 to 27 ms in place of 40 to 57.
+    and is kept as long as this object is. Off the current GPU, under autocast, with gradients out of training, of
+    matrices so large that a GPU is busy with them or that activations are computed twice, and without gradients in the
+    first two passes of a shape, it is the network itself. On an H200, `deep` and 200 000 weights a step, both passes of
+    training take 18 to 27 ms in place of 40 to 57.
 
     Args:
-        network: the pair network, which stays on its device.
+        network: the pair network, which keeps its device and dtype.
     """
 
     def __init__(self, network: PairNetwork) -> None:
@@ -74,7 +75,8 @@ class GraphedNetwork:
             replayed = self.network.training and z.shape[-1] <= self.network.checkpoint_above
         else:
             replayed = z.numel() <= LARGEST
-        if not replayed or not z.is_cuda or torch.is_autocast_enabled():
+        here = z.is_cuda and z.device.index == torch.cuda.current_device()
+        if not replayed or not here or torch.is_autocast_enabled():
             return self.network.answer(z, u, log_sigma, family, knowledge, split)
         known = () if knowledge is None else tuple(getattr(knowledge, name) for name in _KNOWLEDGE)
         parts = () if split is None else tuple(getattr(split, name) for name in _SPECTRUM)
@@ -99,7 +101,12 @@ class GraphedNetwork:
             if len(self._replays) == SHAPES:
                 self._passes.pop(oldest := next(iter(self._replays)))
                 del self._replays[oldest]
-            replay = self._replays[key] = _Replay(flat, inputs)
+            try:
+                replay = self._replays[key] = _Replay(flat, inputs)
+            except torch.OutOfMemoryError:  # what is recorded keeps memory that a pass could do with
+                self._replays.clear()
+                self._passes.clear()
+                return flat(*inputs)
         return replay(inputs)
 
     def _record(self, inputs: tuple[Tensor, ...], known: int) -> Callable[..., tuple[Tensor, ...]]:
@@ -124,7 +131,7 @@ class _Replay:
     def __init__(self, flat: _Flat, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(self._inputs[0].device)):
             self._found = flat(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -46,9 +46,9 @@ def check_draws(draws: Tensor, evidence: Evidence, recordings: bool = False) -> 
     batch, given = draws.shape[:-2], tuple(evidence.eigenvalues.shape[:-1])
     fits = draws.ndim == 3 + several and draws.shape[-2:] == (N, N) and given in (batch[1:], batch)
     if not fits:
-        raise ValueError(
-            f"draws must be (draw, {N}, {N}), as one recording of {N} neurons says; got {tuple(draws.shape)}."
-        )
+        count = f"{given[-1]}, " if several and given else ""
+        of = f"{given[-1]} recordings say" if count else f"one recording of {N} neurons says"
+        raise ValueError(f"draws must be (draw, {count}{N}, {N}), as {of}; got {tuple(draws.shape)}.")
     if len(draws) < 2 or not bool(draws.isfinite().all()):
         raise ValueError("draws must be at least two, and finite; leave out those that are not.")
 

@@ -182,8 +182,8 @@ class WeightPosterior:
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
         known, each draw has its own, as in `sample`, and keeps it. With a `prior` of weights alone nothing is asked of
         this posterior's network: sweeps begin at a ρ at which draws forget where they were, and many more are needed.
-        In each of them a network's prior makes weights a little smaller than they should be: of 20 neurons draws come
-        out calibrated, of 50 neurons 6 to 10 % too small.
+        In each of them a network's prior makes weights a little smaller than they should be: draws of 20 neurons come
+        out 1 to 2 % too small, and of 50 neurons 6 to 10 %.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network, shape (draw, post, pre), of

@@ -267,6 +267,20 @@ def test_a_prior_of_weights_alone_in_place_of_the_posteriors_own(method):
         assert scipy.stats.chi2(freedom).cdf(square.min()) > 1e-3 / square.size
 
 
+def test_a_prior_of_weights_alone_for_several_recordings():
+    """As above, where each recording suggests a gain, and so a unit, of its own."""
+    N, gain, count = 4, 1.2, 300
+    prior = DiffusionPrior(network := PairNetwork(PRESETS["tiny"]), PriorConfig(network.config, gain, (4, 8)))
+    recordings = [recording(N, "gaussian", T=T, g=g)[1] for T, g in ((60, 1.5), (200, 0.6))]
+    given = CFGPosterior.from_pretrained("base").condition(recordings, noise_std=SIGMA)
+    assert abs(math.log(given.unit[0] / given.unit[1])) > 0.05
+    found = given.refine(normal(count, 2, N, N), sweeps=16, prior=prior, generator=0).draws
+    for k, statistics in enumerate(given.statistics):
+        white = GaussianPosterior.from_statistics(statistics, SIGMA, gain**2 / N).whiten(found[:, k]).numpy()
+        for direction in range(N):
+            assert scipy.stats.kstest(white[..., direction].ravel(), "norm").pvalue > 1e-3
+
+
 def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
     out = tmp_path / "refined.nc"
     refine = ["refine", str(posteriors["few"]), "--prior", "sparse", "--out", str(out)]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neurosde.datasets.ensembles import LowRank
+from neurosde.models import graphed_network
 from neurosde.models.denoiser import PRESETS, PairNetwork, PairNetworkConfig
 from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.model_files import load_network
@@ -113,6 +114,24 @@ def test_thresholds_must_be_positive():
         PairNetworkConfig(thresholds=(2.0, -1.0))
 
 
+def test_a_gpu_too_small_to_record_passes_makes_them_as_they_are(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphed_network, "_Replay", full)
+    network = PairNetwork(PRESETS["tiny"])
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    z, u = torch.randn(2, 5, 6, 6)
+    inputs = (z, u, torch.randn(5), torch.zeros(5, dtype=torch.long))
+    replayed = GraphedNetwork(network)
+    with torch.no_grad():
+        expected = network.answer(*inputs, None, None)[0]
+        for _ in range(6):
+            torch.testing.assert_close(replayed._replayed((5, 6, 6, 0), inputs, 0)[0], expected)
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("preset", ["tiny", "spectral"])
 def test_replayed_passes_give_the_gradients_of_the_network_itself(preset):
@@ -135,6 +154,7 @@ def test_replayed_passes_give_the_gradients_of_the_network_itself(preset):
         assert float((here - there).norm()) < 0.05 * float(there.norm())  # TF32 has 10 bits
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("preset", ["tiny", "spectral"])
 def test_replayed_passes_without_gradients_are_those_of_the_network_itself(preset):

@@ -195,7 +195,7 @@ def test_the_seed_decides_and_bad_input_is_refused(evidence_of):
     one, same, other = (gibbs.refine(normal(4, 3, 3), evidence, k).draws for k in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     for wrong, match in (
-        (lambda: gibbs.refine(normal(4, 2, 3, 3), evidence_of(3)[None].expand((5,))), r"draws must be"),
+        (lambda: gibbs.refine(normal(4, 2, 3, 3), evidence_of(3)[None].expand((5,))), r"\(draw, 5, 3, 3\), as 5"),
         (lambda: gibbs.refine(normal(4, 2, 2), evidence), r"draws must be \(draw, 3, 3\)"),
         (lambda: gibbs.refine(normal(1, 3, 3), evidence), "at least two, and finite"),
         (lambda: gibbs.refine(normal(4, 3, 3) * math.nan, evidence), "at least two, and finite"),

@@ -123,7 +123,7 @@ def refined_calibration(
     Args:
         posterior: a trained posterior.
         config: what to infer and to refine.
-        path: file of the rows, which is written after each network.
+        path: file of the rows, which is written after each batch of networks.
         checkpoint: what the posterior is called.
 
     Returns:
