@@ -43,7 +43,8 @@ from neurosde.validation import check_count, check_positive
 
 SWEEPS = 12
 # With a prior of weights alone, from draws that know nothing of it: what all weights share, signs of columns and the
-# gain, is open at ρ = 3 √N, and in fewer levels a sweep makes weights too small (16: by 0.9 % at ρ = 1; 24: by 0.1 %).
+# gain, is open at ρ = 3 √N. By fewer levels a sweep makes weights too small: of Dale's law, 20 neurons and ρ = 3 (1),
+# beside 64 levels, 16 by 1.0 % (0.9 %), 24 by 0.7 % (0.0 %), 32 by 0.1 % (0.0 %).
 PRIOR_SWEEPS, PRIOR_STEPS, PRIOR_RHO = 128, 32, 3.0
 EXACT_SHARE = 0.25  # of the sweeps, at the end, whose law is exact
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly

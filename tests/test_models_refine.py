@@ -274,7 +274,9 @@ def test_a_prior_of_weights_alone_for_several_recordings():
     recordings = [recording(N, "gaussian", T=T, g=g)[1] for T, g in ((60, 1.5), (200, 0.6))]
     given = CFGPosterior.from_pretrained("base").condition(recordings, noise_std=SIGMA)
     assert abs(math.log(given.unit[0] / given.unit[1])) > 0.05
-    found = given.refine(normal(count, 2, N, N), sweeps=16, prior=prior, generator=0).draws
+    refined = given.refine(normal(count, 2, N, N), sweeps=16, prior=prior, generator=0)
+    assert refined.rho[0].tolist() == pytest.approx([3 * math.sqrt(N)] * 2)  # where draws forget where they were
+    found = refined.draws
     for k, statistics in enumerate(given.statistics):
         white = GaussianPosterior.from_statistics(statistics, SIGMA, gain**2 / N).whiten(found[:, k]).numpy()
         for direction in range(N):
