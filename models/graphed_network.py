@@ -115,11 +115,14 @@ class GraphedNetwork:
         some = tuple(each.clone() for each in inputs)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")  # TF32: rounding below the scatter of a batch's gradient
+        # Each shape is recorded on a stream of its own, and the parameters' nodes are kept by the first graph.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
             recorded: Any = torch.cuda.make_graphed_callables(_Flat(self.network, known), some, pool=self._pool)
             return recorded
         finally:
             torch.set_float32_matmul_precision(precision)
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
 
 
 class _Replay:

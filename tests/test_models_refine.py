@@ -287,7 +287,7 @@ def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
     out = tmp_path / "refined.nc"
     refine = ["refine", str(posteriors["few"]), "--prior", "sparse", "--out", str(out)]
     assert main([*refine, "--sweeps", "8"]) == 0
-    assert "refined by gibbs with the prior sparse, 256 evaluations each" in capsys.readouterr().out
+    assert "refined by gibbs with the prior sparse, 192 evaluations each" in capsys.readouterr().out
     tree = open_posterior(out)
     assert config_of(tree)["prior"] == "sparse"
     assert float((tree["posterior"]["weights"] == 0).mean()) > 0.3 > float((tree["unrefined"]["weights"] == 0).mean())
