@@ -33,7 +33,6 @@ from torch import Tensor
 from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
-RHO = 7.0
 DECISIVE, ELSEWHERE = (1.0, 1.0, 1.8), 0.5  # of the density of noise levels, see `noise_levels`
 
 
@@ -251,7 +250,10 @@ def noise_levels(
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.
     """
-    _check_levels(steps, sigma_max, sigma_min)
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2; got {steps}.")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"sigma_max must exceed sigma_min > 0; got {sigma_max} and {sigma_min}.")
     u = np.linspace(math.log(sigma_max), math.log(sigma_min), 10_001)
     heights = (height * np.exp(-0.5 * ((u - mean) / sd) ** 2) for height, mean, sd in peaks)
     density = sum(heights, np.full_like(u, ELSEWHERE))
@@ -259,22 +261,3 @@ def noise_levels(
     levels = np.exp(np.interp(np.linspace(0, passed[-1], steps), passed, u))
     levels[0], levels[-1] = sigma_max, sigma_min
     return torch.cat([torch.from_numpy(levels), torch.zeros(1, dtype=torch.float64)])
-
-
-def power_levels(steps: int, sigma_max: float, sigma_min: float, rho: float = RHO) -> Tensor:
-    """Noise levels that are even in s^(1/ρ) from σ_max to σ_min, then 0: for ranges without a scale of their own.
-
-    Raises:
-        ValueError: fewer than two steps, or levels that do not fall.
-    """
-    _check_levels(steps, sigma_max, sigma_min)
-    share = torch.linspace(0, 1, steps, dtype=torch.float64)
-    levels = (sigma_max ** (1 / rho) + share * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return torch.cat([levels, levels.new_zeros(1)])
-
-
-def _check_levels(steps: int, sigma_max: float, sigma_min: float) -> None:
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2; got {steps}.")
-    if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f"sigma_max must exceed sigma_min > 0; got {sigma_max} and {sigma_min}.")

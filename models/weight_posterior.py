@@ -35,7 +35,7 @@ from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.refinement import Refinement
 from neurosde.models.samplers import Method, sample
-from neurosde.models.split_gibbs import PRIOR_RHO, PRIOR_STEPS, PRIOR_SWEEPS, SplitGibbs
+from neurosde.models.split_gibbs import PRIOR_EXACT_SHARE, PRIOR_RHO, PRIOR_STEPS, PRIOR_SWEEPS, SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 
@@ -182,7 +182,7 @@ class WeightPosterior:
         too, and less and less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not
         known, each draw has its own, as in `sample`, and keeps it. With a `prior` of weights alone nothing is asked of
         this posterior's network: sweeps begin at a ρ at which draws forget where they were, and many more are needed.
-        By the default number weights of 50 neurons under Dale's law still come out 3 % too small.
+        By the default number of sweeps weights of 50 neurons under Dale's law still come out 3 % too small.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network, shape (draw, post, pre), of
@@ -232,6 +232,7 @@ class WeightPosterior:
         options = {name: value for name, value in given.items() if value is not None}
         if prior is not None and method == "gibbs":
             options = {"sweeps": PRIOR_SWEEPS, "steps": PRIOR_STEPS, "rho": PRIOR_RHO * math.sqrt(N)} | options
+            options["exact_share"] = PRIOR_EXACT_SHARE
         if method != "gibbs" and sweeps is not None:
             raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}. Leave sweeps out.")
         if method == "gibbs" and log_prob is not None:

@@ -21,7 +21,16 @@ from neurosde.models import (
 from neurosde.models.dps import MomentMatching
 from neurosde.models.exact_posterior import exact_posterior
 from neurosde.models.gaussian_posterior import gaussian_log_evidence
-from neurosde.models.split_gibbs import DECONVOLVED, SplitGibbs, divided, given_noisy, noisier, observed, r_hat
+from neurosde.models.split_gibbs import (
+    DECONVOLVED,
+    SplitGibbs,
+    divided,
+    given_noisy,
+    noisier,
+    observed,
+    r_hat,
+    sweep_levels,
+)
 
 
 def test_given_a_noisy_matrix_draws_are_of_the_priors_law():
@@ -123,9 +132,19 @@ def test_rho_falls_faster_where_draws_forget_at_once():
         assert (steps[~low[:, k], k][:-1].diff() < 0).all() and float(steps[0, k]) > 2 * float(even[0])
 
 
+@pytest.mark.parametrize("rho", [0.3, 2.5, 20.0])
+def test_levels_of_a_sweep_are_dense_where_structure_is_decided(rho):
+    levels = sweep_levels(rho, 64)
+    assert levels.shape == (65,) and float(levels[0]) == pytest.approx(80) and levels[-1] == 0
+    steps = -levels[:-1].log().diff()
+    densest = float(levels[int(steps.argmin())]) * rho  # in the units of weights: at e, or at ρ if that is less
+    assert abs(math.log(densest / min(rho, math.e))) < float(steps.max())
+
+
+@pytest.mark.slow
 def test_an_unknown_gain_is_as_sure_as_the_recording_makes_it():
     """Half of what is recorded is far more precise than can be deconvolved at first: beside the exact posterior."""
-    N, draws, prior = 8, 500, ScaleMixtureDenoiser.of_gains(0.3, 3.0)
+    N, draws, prior = 8, 400, ScaleMixtureDenoiser.of_gains(0.3, 3.0, 16)
     precision, W = torch.logspace(-2.0, 4.0, N, dtype=D), normal(N, N, seed=1)
     evidence = Evidence(precision, None, W * precision + precision.sqrt() * normal(N, N, seed=2))
     found = SplitGibbs(prior, sweeps=96, steps=24, rho=10.0).refine(normal(draws, N, N, seed=3), evidence, 0).draws
@@ -180,7 +199,7 @@ def test_sparse_weights_come_to_their_exact_posterior(evidence_of):
     evidence = evidence_of(N, low=1.0, high=60.0, J=J)
     of_W = Evidence(evidence.eigenvalues[None], evidence.vectors[None], evidence.cross[None]).scaled(1 / scale)
     exact = exact_posterior(Sparse(1.0, density=0.3), of_W, 2000, thin=20).weights[:, 0] / scale
-    found = SplitGibbs(SPARSE, sweeps=320).refine(normal(2000, N, N, seed=8), evidence, 0).draws
+    found = SplitGibbs(SPARSE, sweeps=160).refine(normal(2000, N, N, seed=8), evidence, 0).draws
     found = torch.where(found.abs() < 8e-3, 0.0, found)
     there, want = (found != 0).double().mean(0), (exact != 0).double().mean(0)
     # Of the slab 0.4 % lies below 8e-3, and the levels of a sweep decide wrongly in less than as many cases.
@@ -223,7 +242,7 @@ def test_r_hat_tells_chains_that_mix_from_chains_that_do_not(evidence_of):
     """
 
     def bound(evidence, direction, tail):
-        rho2, half, chains = DECONVOLVED / float(evidence.eigenvalues.max()), 8, 50  # 16 of 80 sweeps are kept
+        rho2, half, chains = DECONVOLVED / float(evidence.eigenvalues.max()), 10, 50  # a quarter of 80 sweeps is kept
         a = (1 - rho2 * evidence.eigenvalues[direction]) / (1 + rho2)
         lags = torch.arange(1, half)
         of_means = float(1 + 2 * ((1 - lags / half) * a**lags).sum()) / half  # variance of a mean, in that of a sweep
@@ -250,6 +269,7 @@ def test_the_seed_decides_and_bad_input_is_refused(evidence_of):
         (lambda: gibbs.refine(normal(4, 3, 3) * math.nan, evidence), "at least two, and finite"),
         (lambda: SplitGibbs(GAUSSIAN, sweeps=4), "sweeps must be"),
         (lambda: SplitGibbs(GAUSSIAN, rho=0.0), "rho must be"),
+        (lambda: SplitGibbs(GAUSSIAN, exact_share=0.6), "exact_share must lie between 0 and 0.5; got 0.6"),
     ):
         with pytest.raises(ValueError, match=match):
             wrong()
