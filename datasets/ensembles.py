@@ -159,29 +159,30 @@ class Dale(FixedGain):
         if not 0 < self.excitatory_fraction < 1:
             raise ValueError(f"excitatory_fraction must lie strictly between 0 and 1; got {self.excitatory_fraction}.")
 
-    def _scales(self, N: int) -> tuple[Tensor, float]:
-        """Signed scale of each column, shape (N,), and the radius of the bulk with these scales."""
+    def column_scales(self, N: int) -> Tensor:
+        """Signed scale of each column at gain 1, at which the bulk's radius is 1; shape (N,), float64.
+
+        Raises:
+            ValueError: fewer than two neurons.
+        """
         if N < 2:
             raise ValueError(f"Dale's law needs at least one neuron of each kind, N >= 2; got N = {N}.")
         excitatory = min(max(round(self.excitatory_fraction * N), 1), N - 1)
         scales = torch.ones(N, dtype=torch.float64)
         scales[excitatory:] = -self.balance * excitatory / (N - excitatory)
         # The bulk's radius is set by the variance about the column's mean: of |z|, 1 − 2/π.
-        radius = math.sqrt((1 - 2 / math.pi) * float(scales.square().sum()))
-        return scales, radius
+        return scales / math.sqrt((1 - 2 / math.pi) * float(scales.square().sum()))
 
     def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
-        scales, radius = self._scales(N)
-        scale = gains / radius * scales.to(gains.device)
+        scale = gains * self.column_scales(N).to(gains.device)
         return scale * _normal(len(gains), N, N, generator=generator).abs(), EntryLaw.of(scale, one_sided=True)
 
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
-        return self._scales(N)[0].sign().to(torch.int8), super()._labels(N)[1]
+        return self.column_scales(N).sign().to(torch.int8), super()._labels(N)[1]
 
     def variance(self, N: int) -> float:
         """g² / (N (1 − 2/π)) on average over the columns."""
-        scales, radius = self._scales(N)
-        return float((self.gain / radius * scales).square().mean())
+        return float((self.gain * self.column_scales(N)).square().mean())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Priors and posteriors over weights."""
 
 from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser
+from neurosde.models.analytic_dale import DaleDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
+from neurosde.models.best_denoiser import best_denoiser
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.dps import DiffusionPosteriorSampling, MomentMatching, PseudoinverseGuidance
@@ -24,6 +26,7 @@ from neurosde.models.twisted_smc import TwistedSMC
 __all__ = [
     "CFGPosterior",
     "ClassifierFreeGuidance",
+    "DaleDenoiser",
     "Denoiser",
     "DiffusionPosteriorSampling",
     "DiffusionPrior",
@@ -44,6 +47,7 @@ __all__ = [
     "SpikedDenoiser",
     "SplitGibbs",
     "TwistedSMC",
+    "best_denoiser",
     "empirical_bayes",
     "fold",
     "folding_time",

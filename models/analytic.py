@@ -11,25 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from neurosde.models.edm import Evidence, fold
 from neurosde.validation import check_count, check_positive
 
+COMPONENT_ENTRIES = 10_000_000  # matrix entries times components of a mixture that are in memory at a time
 
-def mixture(variances: Tensor, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Variances and probabilities of the components of a mixture, in float64, the latter with sum 1.
+
+def mixture(variances: Tensor, probabilities: Tensor | None, name: str = "variances") -> tuple[Tensor, Tensor]:
+    """Variances, or what `name` says, and probabilities of the components of a mixture, in float64, with sum 1.
 
     Raises:
         ValueError: variances or probabilities out of range.
     """
     variances = torch.as_tensor(variances, dtype=torch.float64)
     if variances.ndim != 1 or not bool((variances > 0).all()):
-        raise ValueError("variances must be a vector of positive numbers.")
+        raise ValueError(f"{name} must be a vector of positive numbers.")
     if probabilities is None:
         probabilities = torch.ones_like(variances)
     probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
     if probabilities.shape != variances.shape or not bool((probabilities >= 0).all()):
-        raise ValueError("probabilities must be non-negative, one for each variance.")
+        raise ValueError(f"probabilities must be non-negative, one for each of the {name}.")
     return variances, probabilities / probabilities.sum()
 
 
@@ -131,11 +134,8 @@ class SpikeAndSlabDenoiser:
 
     def log_odds(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Logarithm of the odds that each connection exists, given J_s = x; shape (..., post, pre)."""
-        x = x.double()
         s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
-        odds = math.log(self.density) - (math.log1p(-self.density) if self.density < 1 else -math.inf)
-        total = self.variance + s2
-        return odds - 0.5 * (total / s2).log() + 0.5 * x.square() * (1 / s2 - 1 / total)
+        return _slab_log_odds(x.double(), s2, self.density, self.variance)
 
 
 class SpikeAndSlabMixtureDenoiser:
@@ -171,17 +171,26 @@ class SpikeAndSlabMixtureDenoiser:
         return cls(density, gains.square() / density, weights)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return E[J | J_s = x], shape (..., post, pre). One component is in memory at a time."""
+        """Return E[J | J_s = x], shape (..., post, pre). Some components are in memory at a time."""
         x = x.double()
         s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
         mean = torch.zeros_like(x)
         log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
-        for v, p in zip(self.variances.tolist(), self.probabilities.tolist(), strict=True):
-            if p == 0:
-                continue
-            log_odds = SpikeAndSlabDenoiser(self.density, v).log_odds(x, sigma)
-            log_weight = math.log(p) + torch.nn.functional.softplus(log_odds).sum((-1, -2))  # up to Π (1 − π) N(x; s²)
-            log_total = torch.logaddexp(log_total, log_weight)
+        known = self.probabilities > 0
+        size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
+        some = self.variances[known].split(size), self.probabilities[known].log().split(size)
+        for variances, chances in zip(*some, strict=True):
+            v = variances.to(x.device).view(-1, *(1,) * x.ndim)
+            log_odds = _slab_log_odds(x, s2, self.density, v)
+            # Up to Π (1 − π) N(x; s²):
+            log_weight = chances.to(x.device).view(-1, *(1,) * (x.ndim - 2)) + softplus(log_odds).sum((-1, -2))
+            log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
             share = (log_weight - log_total).exp()[..., None, None]
-            mean += share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)
+            mean += (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
         return mean
+
+
+def _slab_log_odds(x: Tensor, s2: Tensor, density: float, variance: Tensor | float) -> Tensor:
+    odds = math.log(density) - (math.log1p(-density) if density < 1 else -math.inf)
+    total = variance + s2
+    return odds - 0.5 * (total / s2).log() + 0.5 * x.square() * (1 / s2 - 1 / total)

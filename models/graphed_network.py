@@ -25,7 +25,7 @@ _KNOWLEDGE = tuple(item.name for item in fields(Knowledge))
 _SPECTRUM = tuple(item.name for item in fields(Spectrum))
 PASSES_BEFORE = 2  # of a shape, without gradients, until it is recorded: they warm the libraries up
 LARGEST = 1_000_000  # entries of the matrices whose passes without gradients are recorded: more keep a GPU busy
-SHAPES = 4  # recorded at a time, without gradients
+SHAPES = 4  # recorded at a time, without gradients, unless more are asked for
 
 
 class GraphedNetwork:
@@ -39,10 +39,12 @@ class GraphedNetwork:
 
     Args:
         network: the pair network, which keeps its device and dtype.
+        shapes: how many shapes of passes without gradients are kept recorded.
     """
 
-    def __init__(self, network: PairNetwork) -> None:
+    def __init__(self, network: PairNetwork, shapes: int = SHAPES) -> None:
         self.network = network
+        self._shapes = shapes
         self._graphs: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = {}
         self._pool: Any = None
         self._passes: dict[tuple[int, ...], int] = {}
@@ -98,7 +100,7 @@ class GraphedNetwork:
             self._passes[key] = self._passes.get(key, 0) + 1
             if self._passes[key] <= PASSES_BEFORE:
                 return flat(*inputs)
-            if len(self._replays) == SHAPES:
+            if len(self._replays) == self._shapes:
                 self._passes.pop(oldest := next(iter(self._replays)))
                 del self._replays[oldest]
             try:
@@ -115,14 +117,14 @@ class GraphedNetwork:
         some = tuple(each.clone() for each in inputs)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")  # TF32: rounding below the scatter of a batch's gradient
-        # Each shape is recorded on a stream of its own, and the parameters' nodes are kept by the first graph.
+        # Shapes are recorded on streams of their own, and the parameters' nodes are those of the first one: on purpose,
+        # and torch would warn of it in backward passes, this one's and those to come.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
             recorded: Any = torch.cuda.make_graphed_callables(_Flat(self.network, known), some, pool=self._pool)
             return recorded
         finally:
             torch.set_float32_matmul_precision(precision)
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
 
 
 class _Replay:

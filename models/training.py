@@ -29,12 +29,14 @@ from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.model_files import load_network
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.structured_mean import structured_mean
+from neurosde.models.teachers import Teachers
 from neurosde.models.training_config import PosteriorTraining, PriorTraining
 from neurosde.models.training_data import Examples, TrainingData, training_data
 from neurosde.models.training_recordings import CubeRecordings, SimulatedRecordings, recorded_data
 
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.6
 UNIFORM_SHARE = 0.3
+SCALE_WEIGHT = 30.0  # of the error along a matrix itself, where a teacher tells it without scatter
 FAMILY_WEIGHT = 0.02  # of the surprise at the family, beside the denoising error
 _OF_FAMILIES = ("family.weight", "known.families.weight", "known.families.bias")
 VALIDATION_SIGMAS = (0.003, 0.02, 0.1, 0.5, 1.0, 3.0, 8.0, 25.0)
@@ -53,6 +55,9 @@ class DenoiserModule(pl.LightningModule):
         self.data: TrainingData = (
             recorded_data(config) if isinstance(config, PosteriorTraining) else training_data(config)
         )
+        self.teachers: Teachers | None = None
+        if config.teachers:
+            self.teachers = Teachers(config.teachers, config.ensembles, self.data.gain_rms, self.data.sizes)
         if config.preset is None and config.start is not None:
             sizes = load_network(config.start).config
         else:
@@ -77,7 +82,7 @@ class DenoiserModule(pl.LightningModule):
         sigma = training_sigmas(len(examples.J), self.config.sigma_max, generator)
         trainer: Any = self.trainer
         network = self.network if trainer.world_size > 1 else self.replayed
-        error, surprise = denoising_loss(network, examples, sigma, generator)
+        error, surprise = denoising_loss(network, examples, sigma, generator, self.teachers)
         loss = error.mean()
         self.log("loss", loss.float(), prog_bar=True)
         return loss + FAMILY_WEIGHT * surprise.mean()
@@ -165,12 +170,17 @@ def training_sigmas(count: int, sigma_max: float, generator: torch.Generator) ->
 
 
 def denoising_loss(
-    network: PairNetwork | GraphedNetwork, examples: Examples, sigma: Tensor, generator: torch.Generator
+    network: PairNetwork | GraphedNetwork,
+    examples: Examples,
+    sigma: Tensor,
+    generator: torch.Generator,
+    teachers: Teachers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Whitened denoising error of each matrix, and the surprise at its family.
 
-    The error is that about the mean of the matrix given its gain and structure, where these are known, and of the same
-    gradient in the mean; else about the matrix (`neurosde.models.structured_mean`).
+    The error is that about the mean of the matrix given its gain and structure, where these are known, or about what a
+    teacher of its ensemble says, and of the same gradient in the mean; else about the matrix
+    (`neurosde.models.structured_mean`, `neurosde.models.teachers`).
 
     Returns:
         The error (about the matrix: 1 for the Gaussian prior's denoiser where that is the truth), and −log p(family),
@@ -181,7 +191,11 @@ def denoising_loss(
     x = J + sigma[:, None, None] * noise
     folded = fold(x, sigma, evidence)
     F, families = evaluate_network(network, folded, sigma, examples.told)
-    error = folded.loss(F, J if law is None else structured_mean(law, J, x, sigma, evidence))
+    if teachers is not None:
+        target = teachers.mean(x, sigma, (examples.family - 1).clamp(min=0))
+        error = folded.loss(F, target) + SCALE_WEIGHT * folded.scale_loss(F, target)
+    else:
+        error = folded.loss(F, J if law is None else structured_mean(law, J, x, sigma, evidence))
     if not families.shape[-1]:
         return error, torch.zeros_like(error)
     index = (examples.family - 1).clamp(min=0)

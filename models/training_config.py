@@ -38,6 +38,13 @@ class PriorTraining:
             "help": "trained one to start from: its file, or one that comes with neurosde (default: nothing learnt)"
         },
     )
+    teachers: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "what to learn from in place of weights, for each --ensemble: a trained prior of it, or exact, the "
+            "best denoiser, where that is known"
+        },
+    )
     steps: int = field(default=10_000, metadata={"help": "optimiser steps"})
     batch_entries: int = field(
         default=160_000, metadata={"help": "weights per step, over all processes: a batch is this over N² matrices"}
@@ -70,6 +77,8 @@ class PriorTraining:
             raise ValueError(
                 "give either cubes or ensembles to train on, and not both: --dataset CUBE, or --ensemble NAME."
             )
+        if self.teachers and self.dataset:
+            raise ValueError("teachers are of ensembles; give --ensemble in place of --dataset, or no teachers.")
         names = [kind.name for kind in self.ensembles]
         if len(set(names)) < len(names):
             raise ValueError(f"ensembles must have different names; got {names}.")
@@ -118,6 +127,8 @@ class PosteriorTraining(PriorTraining):
             everything = tuple(make_ensemble(name, 3.0, gain=0.3) for name in ENSEMBLES)
             object.__setattr__(self, "ensembles", everything)
         super().__post_init__()
+        if self.teachers:
+            raise ValueError("teachers know no recordings, and teach priors alone; leave them out.")
         if self.dataset:
             defaults = {item.name: item.default for item in fields(self)}
             if given := [name for name in SIMULATED if getattr(self, name) != defaults[name]]:

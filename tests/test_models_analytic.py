@@ -1,5 +1,6 @@
-"""Denoisers of sparse and of low-rank weights with an unknown gain, against densities, brute force and exact limits."""
+"""Denoisers of structured weights with an unknown gain, against densities, brute force and exact limits."""
 
+import itertools
 import math
 
 import pytest
@@ -7,8 +8,16 @@ import torch
 from problems import D, normal, number
 from torch.distributions import Normal
 
-from neurosde.datasets.ensembles import LowRank, Sparse
-from neurosde.models import ScaleMixtureDenoiser, SpikeAndSlabDenoiser, SpikeAndSlabMixtureDenoiser, SpikedDenoiser
+from neurosde.datasets.ensembles import Dale, LowRank, Sparse, make_ensemble
+from neurosde.models import (
+    DaleDenoiser,
+    ScaleMixtureDenoiser,
+    SpikeAndSlabDenoiser,
+    SpikeAndSlabMixtureDenoiser,
+    SpikedDenoiser,
+    analytic,
+    analytic_dale,
+)
 
 GAINS = torch.tensor([0.5, 0.9, 1.3], dtype=D)
 CHANCES = torch.tensor([0.3, 0.2, 0.5], dtype=D)
@@ -56,6 +65,53 @@ def test_errors_for_the_sparse_ensemble_are_orthogonal_to_the_data(s):
     gains = (0.8 + 1.2 * torch.rand(count, generator=generator)).tolist()
     J = torch.stack([math.sqrt(N) * Sparse(g, density=0.2).sample(N, generator).weights for g in gains])
     orthogonal(SpikeAndSlabMixtureDenoiser.of_gains(0.8, 2.0, 0.2), J, s, seed=2)
+
+
+def test_components_are_many_at_a_time_or_one(monkeypatch):
+    x = normal(4, 6, 6)
+    some = SpikeAndSlabMixtureDenoiser(0.2, GAINS.square(), CHANCES), DaleDenoiser(Dale(), GAINS, CHANCES)
+    together = [denoise(x, number(0.7)) for denoise in some]
+    for module in (analytic, analytic_dale):
+        monkeypatch.setattr(module, "COMPONENT_ENTRIES", 1)
+    for denoise, expected in zip(some, together, strict=True):
+        torch.testing.assert_close(denoise(x, number(0.7)), expected)
+
+
+@pytest.mark.parametrize("s", [0.05, 1.0, 20.0])
+def test_dales_law_by_tweedies_formula(s):
+    """W_s has the density of all gains and all sets of inhibitory neurons: so many normal laws cut off at 0."""
+    kind, N = Dale(excitatory_fraction=0.6, balance=1.4), 5
+    columns = (kind.column_scales(N) * math.sqrt(N)).tolist()
+    assert sum(scale < 0 for scale in columns) == 2
+    x = normal(5, N, N).requires_grad_()
+    logs = []
+    for gain, p in zip(GAINS.tolist(), CHANCES.tolist(), strict=True):
+        for order in set(itertools.permutations(columns)):
+            scale = gain * torch.tensor(order, dtype=D)
+            sd = (scale.square() + s**2).sqrt()
+            positive = torch.special.log_ndtr(scale * x / (sd * s))
+            logs.append(math.log(p) + (math.log(2) + Normal(0, sd).log_prob(x) + positive).sum((-1, -2)))
+    (slope,) = torch.autograd.grad(torch.stack(logs).logsumexp(0).sum(), x)
+    found = DaleDenoiser(kind, GAINS, CHANCES)(x.detach(), number(s))
+    torch.testing.assert_close(found, (x + s**2 * slope).detach(), rtol=1e-8, atol=1e-9)
+
+
+def test_columns_far_from_both_signs_are_finite():
+    """Odds of e^±1000 and more: of a column all of one sign, or of both; two of eight neurons inhibit all the same."""
+    x = 30 * normal(3, 8, 8, seed=4)
+    x[0] = x[0].abs()
+    found = DaleDenoiser.of_gains(0.5, 1.5, Dale())(x, number(0.1))
+    assert bool(found.isfinite().all())
+    signs = found.sign()
+    assert bool((signs == signs[..., :1, :]).all()) and (signs[:, 0] < 0).sum(-1).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("s", [0.4, 1.5])
+def test_errors_for_dales_law_are_orthogonal_to_the_data(s):
+    N, count = 8, 1500
+    generator = torch.Generator().manual_seed(1)
+    J = math.sqrt(N) * make_ensemble("dale", 2.0, gain=0.8).sample_weights(count, N, generator)
+    orthogonal(DaleDenoiser.of_gains(0.8, 2.0, Dale()), J, s, seed=2)
 
 
 @pytest.mark.parametrize("s", [1.0, 3.0])
@@ -137,7 +193,9 @@ def test_on_the_gpu():
         (lambda: SpikeAndSlabMixtureDenoiser(1.0, torch.ones(1)), r"lie in \(0, 1\); got 1"),
         (lambda: SpikeAndSlabMixtureDenoiser(0.2, torch.zeros(1)), "positive"),
         (lambda: SpikeAndSlabMixtureDenoiser.of_gains(2.0, 1.0, 0.2), "must exceed low"),
-        (lambda: SpikedDenoiser(torch.ones(2), 1.0, 2, torch.ones(3)), "one for each variance"),
+        (lambda: SpikedDenoiser(torch.ones(2), 1.0, 2, torch.ones(3)), "one for each of the variances"),
+        (lambda: DaleDenoiser(Dale(), -torch.ones(2)), "gains must be a vector of positive"),
+        (lambda: DaleDenoiser(Dale(), torch.ones(2), torch.ones(3)), "one for each of the gains"),
         (lambda: SpikedDenoiser(torch.ones(2), -1.0), "strength must"),
         (lambda: SpikedDenoiser(torch.ones(2), 1.0, 0), "rank must"),
         (lambda: SpikedDenoiser(torch.ones(2), 1.0, chains=1), "at least 2; got 1"),

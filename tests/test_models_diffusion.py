@@ -358,7 +358,7 @@ def test_levels():
         (lambda: Evidence.of(-torch.eye(2), torch.zeros(2, 2)), "no negative eigenvalue; got -1"),
         (lambda: Evidence.of(torch.eye(2) * math.nan, torch.zeros(2, 2)), "must be finite"),
         (lambda: ScaleMixtureDenoiser(torch.tensor([1.0, -1.0])), "positive"),
-        (lambda: ScaleMixtureDenoiser(torch.ones(2), torch.ones(3)), "one for each variance"),
+        (lambda: ScaleMixtureDenoiser(torch.ones(2), torch.ones(3)), "one for each of the variances"),
         (lambda: ScaleMixtureDenoiser.of_gains(2.0, 1.0), "must exceed low"),
         (lambda: SpikeAndSlabDenoiser(0.0, 1.0), r"lie in \(0, 1\]; got 0"),
         (lambda: sample(lambda x, s: x, (2, 2), method="euler"), "method must be one of"),

@@ -2,8 +2,8 @@
 
 The best denoiser D* is E[J | J_s], so that a denoiser D errs by E‖D − J‖² = E‖D* − J‖² + E‖D − D*‖². The excess is the
 last term over the one before, for each number of neurons and each noise level. D* is known for Gaussian weights of
-unknown gain (quadrature over it), for sparse ones (the same), and for low-rank structure in a Gaussian background
-(Gibbs sampling, whose Monte-Carlo error is taken out of both terms).
+unknown gain (quadrature over it), for sparse ones and Dale's law (the same), and for low-rank structure in a Gaussian
+background (Gibbs sampling, whose Monte-Carlo error is taken out of both terms).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosde.datasets.ensemble_options import ensemble_from_config
-from neurosde.datasets.ensembles import Ensemble, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.datasets.ensembles import Ensemble
 from neurosde.evaluation.timing import hardware
-from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabMixtureDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
+from neurosde.models.best_denoiser import best_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.edm import Denoiser
 from neurosde.options import OptionParser, add_options, from_options
@@ -71,33 +71,6 @@ def trained_ensemble(prior: DiffusionPrior, family: str | None) -> Ensemble:
     return ensemble
 
 
-def best_denoiser(ensemble: Ensemble, gain_rms: float) -> Denoiser:
-    """Return E[J | J_s] of an ensemble, J = W √N/g_rms.
-
-    Raises:
-        ValueError: it is not known for this ensemble.
-    """
-    base: Ensemble = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
-    if not isinstance(base, Gaussian | Sparse | LowRank):
-        raise ValueError(
-            f"the best denoiser is known for {Gaussian.name}, {Sparse.name} and {LowRank.name} weights; "
-            f"got {base.name}."
-        )
-    low = base.gain / gain_rms
-    high = ensemble.gain_high / gain_rms if isinstance(ensemble, GainMixture) else low
-    fixed = torch.tensor([low**2], dtype=torch.float64)
-    if isinstance(base, Gaussian):
-        return ScaleMixtureDenoiser.of_gains(low, high) if high > low else ScaleMixtureDenoiser(fixed)
-    if isinstance(base, Sparse):
-        if high > low:
-            return SpikeAndSlabMixtureDenoiser.of_gains(low, high, base.density)
-        return SpikeAndSlabMixtureDenoiser(base.density, fixed / base.density)
-    strength = base.strength / gain_rms
-    if high > low:
-        return SpikedDenoiser.of_gains(low, high, strength, base.rank)
-    return SpikedDenoiser(fixed, strength, base.rank)
-
-
 def denoising_benchmark(prior: DiffusionPrior, config: DenoisingBenchmark, checkpoint: str = "") -> xr.Dataset:
     """Measure the excess error of a prior.
 
@@ -110,13 +83,13 @@ def denoising_benchmark(prior: DiffusionPrior, config: DenoisingBenchmark, check
     """
     c = config
     ensemble = trained_ensemble(prior, c.family)
-    best = best_denoiser(ensemble, prior.config.gain_rms)
     family = c.family if prior.config.network.families else None
     trained = prior.denoiser(family)
     found = np.empty((3, len(c.sizes), len(c.sigmas)))
     with tqdm(total=found[0].size, unit="cell", disable=None) as progress:
         for i, N in enumerate(c.sizes):
             source = torch.Generator(prior.device).manual_seed(c.seed)
+            best = best_denoiser(ensemble, prior.config.gain_rms, N)
             J = ensemble.sample_weights(c.matrices, N, source) / prior.scale(N)
             for j, sigma in enumerate(c.sigmas):
                 x = J + sigma * torch.randn(J.shape, generator=source, dtype=J.dtype, device=J.device)

@@ -1,0 +1,114 @@
+"""Denoisers that a prior learns from: what they say, and trainings with them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import D, normal
+
+from neurosde.cli import main
+from neurosde.datasets.ensembles import make_ensemble
+from neurosde.models import best_denoiser, fold, load_prior
+from neurosde.models.edm import Evidence
+from neurosde.models.teachers import Teachers
+from neurosde.models.training import denoising_loss
+from neurosde.models.training_config import PosteriorTraining, PriorTraining
+from neurosde.models.training_data import training_data
+from neurosde.models.training_run import TrainingRun, train_prior
+
+DALE, SPARSE, BLOCK = (make_ensemble(name, 2.0, gain=0.8) for name in ("dale", "sparse", "block"))
+TAUGHT = PriorTraining(
+    ensembles=(SPARSE, DALE), teachers=("exact", "dale"), sizes=(4, 6), preset="tiny", steps=30, batch_entries=400,
+    warmup=5,
+)  # fmt: skip
+CPU = TrainingRun(accelerator="cpu", log_every=1, validate_every=30)
+
+
+def test_each_is_asked_about_its_own_ensemble_in_its_own_unit():
+    unit, sigma = 1.3, torch.tensor([0.2, 1.0, 3.0, 9.0], dtype=D)
+    x, index = normal(4, 6, 6), torch.tensor([1, 0, 0, 1])
+    found = Teachers(("exact", "dale"), (SPARSE, DALE), unit, (4, 6)).mean(x, sigma, index)
+    torch.testing.assert_close(found[1:3], best_denoiser(SPARSE, unit, 6)(x[1:3], sigma[1:3]))
+    prior = load_prior("dale")
+    W, s = x[[0, 3]] * unit / math.sqrt(6), sigma[[0, 3]] * unit / math.sqrt(6)
+    with torch.no_grad():
+        mean = prior.denoiser()(W / prior.scale(6), s / prior.scale(6)) * prior.scale(6)
+    torch.testing.assert_close(found[[0, 3]], mean * math.sqrt(6) / unit)
+
+
+def test_a_trained_teacher_says_what_the_best_denoiser_does():
+    """`dale` errs by less than a thousandth of the least error: the two are one target, but for that."""
+    data = training_data(replace(TAUGHT, ensembles=(DALE,), teachers=("exact",)))
+    J = data.examples({"N": 15, "count": 50}, torch.Generator().manual_seed(0)).J
+    sigma = torch.full((50,), 0.8, dtype=D)
+    x, index = J + 0.8 * normal(50, 15, 15), torch.zeros(50, dtype=torch.long)
+    best, trained = (
+        Teachers((name,), (DALE,), data.gain_rms, (15,)).mean(x, sigma, index) for name in ("exact", "dale")
+    )
+    least = float((best - J).square().mean())
+    assert float((best - trained).square().mean()) < 1e-3 * least
+    assert float((best - J).square().mean()) < float((x - J).square().mean())
+
+
+def test_the_loss_is_about_what_the_teacher_says():
+    """Of a network that says what its teacher does nothing is left of the loss; of any other it is the distance."""
+    config = replace(TAUGHT, ensembles=(DALE,), teachers=("dale",))
+    data = training_data(config)
+    examples = data.examples({"N": 6, "count": 20}, torch.Generator().manual_seed(0))
+    sigma, teachers = torch.full((20,), 0.8, dtype=D), Teachers(("dale",), (DALE,), data.gain_rms, (6,))
+    networks = load_prior("dale").network, load_prior("sparse").network
+    with torch.no_grad():
+        taught, other = (
+            denoising_loss(network, examples, sigma, torch.Generator().manual_seed(1), teachers)[0]
+            for network in networks
+        )
+    assert float(taught.max()) < 1e-3 * float(other.min())
+
+
+def test_errors_of_scale_are_one_direction_of_all():
+    x, sigma, W = normal(3, 5, 5), torch.tensor([0.3, 1.0, 2.0], dtype=D), normal(3, 5, 5, seed=1)
+    factor = normal(9, 5, seed=2)
+    evidence = Evidence.of(factor.mT @ factor, normal(5, 5, seed=3))
+    folded = fold(x, sigma, evidence)
+    right = folded.whitened(W - folded.posterior_mean)
+    along = folded.whitened(W)
+    across = normal(3, 5, 5, seed=4)
+    across -= along * ((across * along).sum((1, 2)) / along.square().sum((1, 2)))[:, None, None]
+    torch.testing.assert_close(folded.scale_loss(right + 0.1 * along, W), folded.loss(right + 0.1 * along, W))
+    torch.testing.assert_close(folded.scale_loss(right + 0.1 * along + across, W), 0.01 * along.square().mean((1, 2)))
+    torch.testing.assert_close(folded.scale_loss(right + across, W), torch.zeros(3, dtype=D))
+
+
+def test_a_training_with_teachers(tmp_path):
+    prior = train_prior(TAUGHT, tmp_path / "prior", CPU)
+    assert prior.config.training["teachers"] == ["exact", "dale"] and prior.families == ("sparse", "dale")
+    rows = (tmp_path / "prior" / "log" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("loss")
+    losses = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"teachers": ("exact",)}, "one for each of the 2 ensembles, in their order; got"),
+        ({"teachers": ("exact", "sparse")}, "sparse was trained on .*'sparse'.*, and is to teach .*'dale'"),
+        ({"ensembles": (BLOCK,), "teachers": ("exact",)}, "best denoiser is known for .*; got block"),
+        ({"ensembles": (make_ensemble("dale", 3.0, gain=0.8),), "teachers": ("dale",)}, "is to teach .*3.0"),
+    ],
+)
+def test_teachers_that_will_not_do(changes, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        train_prior(replace(TAUGHT, **changes), tmp_path / "prior", CPU)
+    assert not list((tmp_path / "prior").glob("*.safetensors"))
+
+
+def test_what_teachers_are_not_for(tmp_path, capsys):
+    with pytest.raises(ValueError, match="give --ensemble in place of --dataset"):
+        PriorTraining(dataset=("cube.nc",), teachers=("exact",))
+    with pytest.raises(ValueError, match="teachers know no recordings"):
+        PosteriorTraining(teachers=("exact",))
+    out = str(tmp_path / "prior")
+    assert main(["train", "prior", "--out", out, "--ensemble", "sparse", "--teachers", "missing"]) == 2
+    assert "missing" in capsys.readouterr().err
