@@ -82,6 +82,11 @@ def run(options: Namespace) -> int:
             f"{options.recording} must be of {draws.shape[-1]} neurons, as the posterior is; got "
             f"{recording.activity.shape[-1]}."
         )
+    if options.prior is not None and settings.get("gain") is not None:
+        raise ValueError(
+            f"a prior has gains of its own, and {options.posterior} was inferred with the gain {settings['gain']:g}; "
+            "infer it without a gain, or leave --prior out."
+        )
     given = {name: getattr(options, name) for name in ("checkpoint", "family")}
     settings |= {name: value for name, value in given.items() if value is not None}
     settings |= {"refine": options.method}

@@ -295,6 +295,15 @@ def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
     assert "nothing is neither a file nor one of the priors" in capsys.readouterr().err
 
 
+def test_a_prior_is_not_for_a_posterior_of_one_gain(posteriors, tmp_path, capsys):
+    told = str(tmp_path / "told.nc")
+    infer = ["infer", str(posteriors["cube"]), "--network", "1", "--draws", "4", "--predictive-draws", "0"]
+    assert main([*infer, "--gain", "1.5", "--out", told]) == 0
+    assert main(["refine", told, "--prior", "sparse", "--out", str(tmp_path / "refined.nc")]) == 2
+    error = capsys.readouterr().err
+    assert "told.nc was inferred with the gain 1.5; infer it without a gain" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

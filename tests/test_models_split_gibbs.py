@@ -17,6 +17,7 @@ from neurosde.models import (
     fold,
     noise_levels,
     sample,
+    split_gibbs,
 )
 from neurosde.models.dps import MomentMatching
 from neurosde.models.exact_posterior import exact_posterior
@@ -116,6 +117,24 @@ def test_noise_is_added_until_a_recording_is_as_precise_as_can_be_deconvolved():
     assert scipy.stats.kstest(off.flatten(), "norm").pvalue > 0.01
     # Independent of W: a correlation of 8000 pairs has a standard error of 0.011.
     assert abs(float(torch.corrcoef(torch.stack([off.flatten(), W[..., 2].flatten()]))[0, 1])) < 4 / math.sqrt(8000)
+
+
+def test_each_draw_has_one_noise_of_its_recording_for_all_sweeps(monkeypatch):
+    """A noise anew in each sweep would be averaged over: W would be of no single recording with more noise."""
+    noises = []
+
+    def seen(part, evidence, noise):
+        noises.append(noise)
+        return noisier(part, evidence, noise)
+
+    monkeypatch.setattr(split_gibbs, "noisier", seen)
+    evidence = Evidence(torch.tensor([1.0, 1e4], dtype=D), None, normal(2, 2))
+    SplitGibbs(GAUSSIAN, sweeps=8, rho=3.0).refine(normal(3, 2, 2), evidence, 0)
+    assert len(noises) == 8 and all(torch.equal(noise, noises[0]) for noise in noises)
+    assert noises[0].shape == (3, 2, 2) and not torch.equal(noises[0][0], noises[0][1])
+    assert not split_gibbs.divided(evidence, number(3.0))[0].eigenvalues.equal(
+        evidence.eigenvalues
+    )  # it is made use of
 
 
 def test_rho_falls_faster_where_draws_forget_at_once():
