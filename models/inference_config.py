@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from neurosde.models.diffusion_prior import STEPS
+from neurosde.models.refiner_options import Refiner
 from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
-from neurosde.models.weight_posterior import Refiner
 from neurosde.rate_sde import Drive
 from neurosde.time_constant import check_range
 from neurosde.validation import check_count, check_positive, check_time_step

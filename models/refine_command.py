@@ -21,8 +21,8 @@ from neurosde.models.posterior_file import (
     recording_of,
     save_posterior,
 )
+from neurosde.models.refiner_options import Refiner
 from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
-from neurosde.models.weight_posterior import Refiner
 from neurosde.options import OptionParser
 from neurosde.provenance import make_folder
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,15 +34,15 @@ from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.refinement import Refinement
+from neurosde.models.refiner_options import Refiner, check_prior, refiner_options
 from neurosde.models.samplers import Method, sample
-from neurosde.models.split_gibbs import PRIOR_EXACT_SHARE, PRIOR_RHO, PRIOR_STEPS, PRIOR_SWEEPS, SplitGibbs
+from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 
 if TYPE_CHECKING:
     from neurosde.models.diffusion_cfg import CFGPosterior
 
-Refiner = Literal["gibbs", "mmps", "pigdm", "dps"]
 MEAN_EVALUATIONS = 8  # of the denoiser at σ_max, whose input is next to pure noise
 
 
@@ -217,26 +217,9 @@ class WeightPosterior:
         wanted = (len(self.statistics), N, N) if self._several else (N, N)
         if draws.ndim != 1 + len(wanted) or draws.shape[1:] != wanted:
             raise ValueError(f"draws must be (draw, {', '.join(map(str, wanted))}); got {tuple(draws.shape)}.")
-        if prior is not None and self.gain is not None:
-            raise ValueError(
-                f"a prior has gains of its own; got gain = {self.gain:g}. Leave the gain out, or the prior."
-            )
-        if prior is not None and not prior.families and self.family is not None:
-            names = [one["name"] for one in prior.config.training.get("ensembles", [])]
-            if names and self.family not in names:
-                raise ValueError(
-                    f"the family is known to be {self.family!r}, and the prior is of {names[0]!r}; choose a prior of "
-                    "this family, or leave one of them out."
-                )
-        given: dict[str, Any] = {"sweeps": sweeps, "steps": steps, "rho": rho}
-        options = {name: value for name, value in given.items() if value is not None}
-        if prior is not None and method == "gibbs":
-            options = {"sweeps": PRIOR_SWEEPS, "steps": PRIOR_STEPS, "rho": PRIOR_RHO * math.sqrt(N)} | options
-            options["exact_share"] = PRIOR_EXACT_SHARE
-        if method != "gibbs" and sweeps is not None:
-            raise ValueError(f"sweeps are of method 'gibbs'; got {sweeps} with {method!r}. Leave sweeps out.")
-        if method == "gibbs" and log_prob is not None:
-            raise ValueError("method 'gibbs' needs the likelihood of transitions; guide by 'pigdm' or 'dps'.")
+        if prior is not None:
+            check_prior(prior, self.family, self.gain)
+        options = refiner_options(method, N, sweeps, steps, rho, prior is not None, log_prob is not None)
         source = as_generator(generator, self.model.device)
         _, evidence, gain = self._denoiser(self._drawn(len(draws), source, dynamics))
         if not self._several:

@@ -22,7 +22,7 @@ from neurosde.evaluation.sbi_baselines import SBI_METHODS, sbi_draws
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
-from neurosde.models.weight_posterior import Refiner
+from neurosde.models.refiner_options import Refiner
 
 METHODS = {
     "least-squares": "least squares",
