@@ -294,7 +294,9 @@ class GainMixture(Ensemble):
 
     def draw_matrices(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
         """Draw a matrix of each of the gains, shape (gain, post, pre), and tell the law of their entries."""
-        return self.base.draw_matrices(gains, N, generator)
+        weights, law = self.base.draw_matrices(gains, N, generator)
+        own = gains.to(weights.device)
+        return weights, law.of_gains(self.base.gain / own, self.gain_high / own)
 
     def sample_gains(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw gains, shape (count,), float64, on the generator's device."""

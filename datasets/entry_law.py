@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,15 @@ class EntryLaw:
         scale: its sign is that of one-sided entries; shape (matrix, post, pre), or what broadcasts to it.
         density: shape (matrix,), or (1,).
         one_sided: shape (matrix,), or (1,); such entries have density 1.
+        gains: lowest and highest gain, over that of the matrix, where gains are uniform between them: scales are in
+            proportion to the gain. Twice 1 where there is but one. Shape (matrix, 2), or (1, 2).
     """
 
     mean: Tensor
     scale: Tensor
     density: Tensor
     one_sided: Tensor
+    gains: Tensor
 
     @classmethod
     def of(
@@ -38,21 +41,26 @@ class EntryLaw:
             scale,
             torch.tensor([density], dtype=torch.float64, device=scale.device),
             torch.tensor([one_sided], device=scale.device),
+            torch.ones(1, 2, dtype=torch.float64, device=scale.device),
         )
 
     def expand(self, count: int, N: int) -> EntryLaw:
         """Return it for each entry of so many matrices, without copies."""
         shape = (count, N, N)
-        each = self.density.expand(count), self.one_sided.expand(count)
+        each = self.density.expand(count), self.one_sided.expand(count), self.gains.expand(count, 2)
         return EntryLaw(self.mean.expand(shape), self.scale.expand(shape), *each)
 
     def scaled(self, factor: Tensor | float) -> EntryLaw:
         """Return the law of the matrices times a positive factor, shape () or (matrix, 1, 1)."""
-        return EntryLaw(self.mean * factor, self.scale * factor, self.density, self.one_sided)
+        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
+
+    def of_gains(self, low: Tensor, high: Tensor) -> EntryLaw:
+        """Return the law of matrices whose gains were between `low` and `high` times their own, shape (matrix,)."""
+        return replace(self, gains=torch.stack([low, high], -1))
 
     def __getitem__(self, index: Any) -> EntryLaw:
         """Return that of some of the matrices."""
-        return EntryLaw(self.mean[index], self.scale[index], self.density[index], self.one_sided[index])
+        return EntryLaw(*(getattr(self, item.name)[index] for item in fields(self)))
 
     @classmethod
     def cat(cls, laws: Sequence[EntryLaw]) -> EntryLaw:

@@ -86,20 +86,36 @@ class ScaleMixtureDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[J | J_s = x], shape (..., post, pre)."""
-        log_weights, means = self.components(x, sigma)
-        return (log_weights.softmax(0)[..., None, None] * means).sum(0)
+        axes = (-1, *(1,) * (x.ndim - 2))
+        v, chances = (one.to(x.device).view(axes) for one in (self.variances, self.probabilities))
+        return scale_mixture_mean(x, sigma, self.evidence or Evidence.none(x.shape[-1], x.device), v, chances.log())
 
-    def components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Log posterior of each component up to a constant (component, ...), and its mean (component, ..., N, N)."""
-        N = x.shape[-1]
-        evidence = self.evidence or Evidence.none(N, x.device)
-        axes = (1,) * (x.ndim - 2)
-        v = self.variances.to(x.device).view(-1, *axes)
-        folded = fold(x, sigma, evidence, v)
-        quadratic = (folded.mean.square() / folded.variances.unsqueeze(-2)).sum((-1, -2))  # tr(M C Mᵀ)
-        volume = N * (folded.variances.log().sum(-1) - N * v.log())
-        prior = self.probabilities.to(x.device).log().view(-1, *axes)
-        return prior + (quadratic + volume) / 2, folded.posterior_mean
+
+def scale_mixture_mean(x: Tensor, sigma: Tensor, evidence: Evidence, variances: Tensor, log_chances: Tensor) -> Tensor:
+    """E[J | J_s = x] of normal entries of one of several variances, v_k with probability p_k.
+
+    The posterior mean M C_k of each differs along the eigenvectors of C_k only, which all have in common: neither the
+    weights of the components nor the mean over them needs a matrix for each. See `ScaleMixtureDenoiser`.
+
+    Args:
+        x: J_s, shape (..., post, pre).
+        sigma: noise level, shape () or (...).
+        evidence: what a recording says.
+        variances: v_k, shape (component, ...) or what broadcasts to it.
+        log_chances: log p_k up to a constant, of the same shape.
+
+    Returns:
+        Shape (..., post, pre), float64.
+    """
+    N = x.shape[-1]
+    folded = fold(x, sigma, evidence)
+    known = 1 / folded.variances - 1 / folded.prior_variance  # λ + 1/s²
+    M = folded.mean / folded.variances.unsqueeze(-2)
+    v = variances.unsqueeze(-1)
+    C = 1 / (known + 1 / v)  # (component, ..., direction)
+    log_weights = log_chances + 0.5 * (M.square().sum(-2) * C + N * (C / v).log()).sum(-1)
+    mean = M * (log_weights.softmax(0).unsqueeze(-1) * C).sum(0).unsqueeze(-2)
+    return mean if evidence.vectors is None else mean @ evidence.vectors.mT
 
 
 @dataclass(frozen=True)

@@ -184,15 +184,6 @@ class Folded:
         """‖(D₀ + F C^(1/2) − W) C^(−1/2)‖²/N² of each matrix, shape (...): 1 for F = 0 under a Gaussian prior."""
         return (F - self.whitened(weights - self.posterior_mean)).square().mean((-1, -2))
 
-    def scale_loss(self, F: Tensor, weights: Tensor) -> Tensor:
-        """The part of the loss that lies along the weights themselves, an error of their scale; shape (...).
-
-        One of N² directions, in which errors of all entries add up, and those of one noise level and of the next.
-        """
-        along = self.whitened(weights)
-        off = ((F - self.whitened(weights - self.posterior_mean)) * along).sum((-1, -2))
-        return off.square() / along.square().sum((-1, -2)) / along.shape[-1] ** 2
-
 
 def fold(x: Tensor, sigma: Tensor | float, evidence: Evidence, prior_variance: Tensor | float = 1.0) -> Folded:
     """Fold a noisy matrix and the evidence into one.

@@ -36,7 +36,6 @@ from neurosde.models.training_recordings import CubeRecordings, SimulatedRecordi
 
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.6
 UNIFORM_SHARE = 0.3
-SCALE_WEIGHT = 30.0  # of the error along a matrix itself, where a teacher tells it without scatter
 FAMILY_WEIGHT = 0.02  # of the surprise at the family, beside the denoising error
 _OF_FAMILIES = ("family.weight", "known.families.weight", "known.families.bias")
 VALIDATION_SIGMAS = (0.003, 0.02, 0.1, 0.5, 1.0, 3.0, 8.0, 25.0)
@@ -193,9 +192,9 @@ def denoising_loss(
     F, families = evaluate_network(network, folded, sigma, examples.told)
     if teachers is not None:
         target = teachers.mean(x, sigma, (examples.family - 1).clamp(min=0))
-        error = folded.loss(F, target) + SCALE_WEIGHT * folded.scale_loss(F, target)
     else:
-        error = folded.loss(F, J if law is None else structured_mean(law, J, x, sigma, evidence))
+        target = J if law is None else structured_mean(law, J, x, sigma, evidence)
+    error = folded.loss(F, target)
     if not families.shape[-1]:
         return error, torch.zeros_like(error)
     index = (examples.family - 1).clamp(min=0)

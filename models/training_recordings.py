@@ -191,6 +191,8 @@ def _examples(
     scale = gain / math.sqrt(N)
     told, unit = Told(one.family, gain, gain_known), scale[:, None, None]
     law = None if one.law is None else one.law.scaled(1 / unit)
+    if law is not None:
+        law = law.of_gains(*(torch.where(gain_known, 1.0, end) for end in law.gains.unbind(-1)))
     return Examples(one.weights / unit, evidence.scaled(scale), told, one.family, law)
 
 

@@ -17,6 +17,7 @@ from neurosde.models import Evidence, ScaleMixtureDenoiser, SpikedDenoiser
 from neurosde.models import exact_posterior as module
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.exact_posterior import POINTS, exact_posterior
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
 
 MIXTURES = {name: make_ensemble(name, 1.5, gain=0.5) for name in ("gaussian", "sparse", "low-rank")}
 
@@ -53,8 +54,8 @@ def test_unknown_gain_is_the_scale_mixture():
     want = known(torch.zeros(5, N, N, dtype=D), torch.tensor(1e6, dtype=D))
     z = (found.mean - want).square().mean((-1, -2)).sqrt() / (found.mean_error * found.weights.std(0).mean((-1, -2)))
     assert (z < 3).all()  # of eight chains, the error is told with two digits at best
-    log_weights, _ = known.components(torch.zeros(5, N, N, dtype=D), torch.tensor(1e6, dtype=D))
-    mean_gain = gain_quadrature(0.5, 1.5, POINTS)[0] @ log_weights.softmax(0)
+    log_weights = known.probabilities.log() + gaussian_log_evidence(evidence, known.variances)
+    mean_gain = log_weights.softmax(-1) @ gain_quadrature(0.5, 1.5, POINTS)[0]
     assert ((found.gain.mean(0) - mean_gain).abs() < 5 * found.gain.std(0) / math.sqrt(2000)).all()
 
 

@@ -1,6 +1,7 @@
 """The mean of W given its structure: against integration, dense algebra, and as an unbiased target."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.datasets.entry_law import EntryLaw
+from neurosde.models import ScaleMixtureDenoiser
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.structured_mean import entry_mean, entry_means, structured_mean
 
@@ -48,9 +50,10 @@ def prior_density(law, k, i, j, w):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recorded", [False, True])
 def test_each_entry_by_integration(family, recorded):
-    """Given structure and, of laws that are not normal, the rest of its row, an entry is one integral."""
+    """Given gain, structure and, of laws that are not normal, the rest of its row, an entry is one integral."""
     N, k = 4, 1
     J, law = drawn(family, 3, N)
+    law = law.of_gains(torch.ones(3, dtype=D), torch.ones(3, dtype=D))
     x, sigma, precision, cross = measured(J)
     if not recorded:
         precision, cross = torch.zeros_like(precision), torch.zeros_like(cross)
@@ -75,6 +78,26 @@ def test_each_entry_by_integration(family, recorded):
             weight = density * np.exp(log_likelihood(w)) * step
             expected = (w * weight).sum() / (weight.sum() + at_zero * np.exp(log_likelihood(0.0)))
             assert float(found[i, j]) == pytest.approx(expected, abs=2e-4)  # the grid's step at the cut is 5e-5
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_where_all_variances_are_one_the_gain_is_averaged_over(recorded):
+    """Of Gaussian weights nothing else is open: T is the best denoiser. Beside a structure it is that of the rest."""
+    N, count = 12, 5
+    J, law = drawn("gaussian", count, N)
+    x, sigma, precision, cross = measured(J)
+    evidence = Evidence.of(precision, cross) if recorded else Evidence.none(N).expand((count,))
+    unit = math.sqrt(N * make_ensemble("gaussian", 2.0, gain=0.5).variance(N))
+    best = ScaleMixtureDenoiser.of_gains(0.5 / unit, 2.0 / unit, 200, evidence if recorded else None)
+    expected = best(x, sigma)
+    found = structured_mean(law, J, x, sigma, evidence)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    known = structured_mean(law.of_gains(*torch.ones(2, count, dtype=D)), J, x, sigma, evidence)
+    assert float((known - expected).norm()) > 30 * float((found - expected).norm())
+    shift = torch.linspace(-1.0, 1.0, N, dtype=D).expand(count, N, N)
+    moved = Evidence.of(precision, cross + shift @ precision) if recorded else evidence
+    beside = structured_mean(replace(law, mean=shift), J + shift, x + shift, sigma, moved)
+    torch.testing.assert_close(beside, found + shift, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

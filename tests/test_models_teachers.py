@@ -9,8 +9,7 @@ from problems import D, normal
 
 from neurosde.cli import main
 from neurosde.datasets.ensembles import make_ensemble
-from neurosde.models import best_denoiser, fold, load_prior
-from neurosde.models.edm import Evidence
+from neurosde.models import best_denoiser, load_prior
 from neurosde.models.teachers import Teachers
 from neurosde.models.training import denoising_loss
 from neurosde.models.training_config import PosteriorTraining, PriorTraining
@@ -64,20 +63,6 @@ def test_the_loss_is_about_what_the_teacher_says():
             for network in networks
         )
     assert float(taught.max()) < 1e-3 * float(other.min())
-
-
-def test_errors_of_scale_are_one_direction_of_all():
-    x, sigma, W = normal(3, 5, 5), torch.tensor([0.3, 1.0, 2.0], dtype=D), normal(3, 5, 5, seed=1)
-    factor = normal(9, 5, seed=2)
-    evidence = Evidence.of(factor.mT @ factor, normal(5, 5, seed=3))
-    folded = fold(x, sigma, evidence)
-    right = folded.whitened(W - folded.posterior_mean)
-    along = folded.whitened(W)
-    across = normal(3, 5, 5, seed=4)
-    across -= along * ((across * along).sum((1, 2)) / along.square().sum((1, 2)))[:, None, None]
-    torch.testing.assert_close(folded.scale_loss(right + 0.1 * along, W), folded.loss(right + 0.1 * along, W))
-    torch.testing.assert_close(folded.scale_loss(right + 0.1 * along + across, W), 0.01 * along.square().mean((1, 2)))
-    torch.testing.assert_close(folded.scale_loss(right + across, W), torch.zeros(3, dtype=D))
 
 
 def test_a_training_with_teachers(tmp_path):
