@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.datasets.ensembles import Ensemble
+from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.best_denoiser import best_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.edm import Denoiser
@@ -40,7 +41,7 @@ class Teachers:
     Raises:
         FileNotFoundError: no such prior.
         ValueError: another number of teachers, a prior that was not trained on its ensemble alone, or an ensemble whose
-            best denoiser is not known.
+            best denoiser is not known in closed form.
     """
 
     def __init__(self, names: Sequence[str], ensembles: Sequence[Ensemble], gain_rms: float, sizes: Sequence[int]):
@@ -69,7 +70,13 @@ class Teachers:
 
     def _teacher(self, name: str, kind: Ensemble) -> Denoiser:
         if name == EXACT:
-            return _Best(kind, self.gain_rms, self.sizes)
+            best = _Best(kind, self.gain_rms, self.sizes)
+            if best.sampled:
+                raise ValueError(
+                    f"the best denoiser of {kind.name} weights is found by Gibbs sampling, too slowly to teach; give a "
+                    "trained prior as their teacher."
+                )
+            return best
         prior = load_prior(name)
         if (knows := prior.config.training.get("ensembles")) != [plain_parameters(kind)]:
             raise ValueError(
@@ -85,6 +92,7 @@ class _Best:
 
     def __init__(self, kind: Ensemble, gain_rms: float, sizes: Sequence[int]) -> None:
         self._of = {N: best_denoiser(kind, gain_rms, N) for N in sizes}
+        self.sampled = any(isinstance(one, SpikedDenoiser) for one in self._of.values())
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self._of[x.shape[-1]](x, sigma)

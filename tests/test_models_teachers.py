@@ -16,7 +16,7 @@ from neurosde.models.training_config import PosteriorTraining, PriorTraining
 from neurosde.models.training_data import training_data
 from neurosde.models.training_run import TrainingRun, train_prior
 
-DALE, SPARSE, BLOCK = (make_ensemble(name, 2.0, gain=0.8) for name in ("dale", "sparse", "block"))
+DALE, SPARSE, BLOCK, LOW_RANK = (make_ensemble(name, 2.0, gain=0.8) for name in ("dale", "sparse", "block", "low-rank"))
 TAUGHT = PriorTraining(
     ensembles=(SPARSE, DALE), teachers=("exact", "dale"), sizes=(4, 6), preset="tiny", steps=30, batch_entries=400,
     warmup=5,
@@ -80,6 +80,7 @@ def test_a_training_with_teachers(tmp_path):
         ({"teachers": ("exact",)}, "one for each of the 2 ensembles, in their order; got"),
         ({"teachers": ("exact", "sparse")}, "sparse was trained on .*'sparse'.*, and is to teach .*'dale'"),
         ({"ensembles": (BLOCK,), "teachers": ("exact",)}, "best denoiser is known for .*; got block"),
+        ({"ensembles": (LOW_RANK,), "teachers": ("exact",)}, "low-rank weights is found by Gibbs sampling"),
         ({"ensembles": (make_ensemble("dale", 3.0, gain=0.8),), "teachers": ("dale",)}, "is to teach .*3.0"),
     ],
 )
