@@ -36,11 +36,10 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.entry_law import EntryLaw
-from neurosde.models.analytic import scale_mixture_mean
+from neurosde.models.analytic import scale_mixture_mean, uniform_gains
 from neurosde.models.edm import Evidence, fold
 
 _DAMPING = 0.25
-_GAINS = 512  # of a quadrature: of 100 neurons a gain is known to 0.7 %, and from 0.3 to 3 these are 0.45 % apart
 
 
 def structured_mean(law: EntryLaw, J: Tensor, x: Tensor, sigma: Tensor, evidence: Evidence) -> Tensor:
@@ -116,11 +115,8 @@ def _about(weights: Tensor, evidence: Evidence) -> Tensor:
 def _alike_mean(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> Tensor:
     """Mean of normal entries of one variance, over the gains that it may have been of."""
     about = Evidence(evidence.eigenvalues, evidence.vectors, _about(law.mean, evidence))
-    low, high = law.gains.unbind(-1)
-    share = (torch.arange(_GAINS, dtype=low.dtype, device=low.device).unsqueeze(-1) + 0.5) / _GAINS
-    gains = low * (high / low) ** share  # even in log gain, as precision is
-    variances = law.scale[:, 0, 0].square() * gains.square()
-    return law.mean + scale_mixture_mean(x - law.mean, sigma, about, variances, gains.log())
+    relative, chances = uniform_gains(*law.gains.unbind(-1))
+    return law.mean + scale_mixture_mean(x - law.mean, sigma, about, law.scale[:, 0, 0].square() * relative, chances)
 
 
 def _row_means(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
+from neurosde.models.conditioned_denoiser import conditioned_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, weight_levels, with_exact_zeros
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
@@ -333,7 +334,8 @@ class WeightPosterior:
         if self.family is not None:
             raise ValueError(f"the family is known to be {self.family!r}: leave family out of condition().")
 
-        def log_families(denoise: NetworkDenoiser, x: Tensor, s: Tensor) -> Tensor:
+        def log_families(denoise: Denoiser, x: Tensor, s: Tensor) -> Tensor:
+            assert isinstance(denoise, NetworkDenoiser)  # which it is unless the family is told
             return denoise.log_families(x, s)
 
         probabilities = self._at_most_noise(log_families).exp().mean(0)
@@ -361,7 +363,7 @@ class WeightPosterior:
     def _all_known(self) -> bool:
         return self._known_noise is not None and all(isinstance(one, TransitionStatistics) for one in self._recordings)
 
-    def _denoiser(self, in_W: Evidence) -> tuple[NetworkDenoiser, Evidence, Tensor]:
+    def _denoiser(self, in_W: Evidence) -> tuple[Denoiser, Evidence, Tensor]:
         """The denoiser, the evidence in its units, and the gain that the unit stands for, (draw, recording)."""
         N = self.num_neurons
         if self.gain is None:
@@ -369,21 +371,21 @@ class WeightPosterior:
         else:
             gain = torch.full_like(in_W.eigenvalues[..., 0], self.gain)
         evidence = in_W.scaled(gain / math.sqrt(N))
-        known = self.gain is not None
-        return NetworkDenoiser(self._network, self._family, evidence, gain, known), evidence, gain
+        return self._given(evidence, gain), evidence, gain
 
     def _prior(self, gain: Tensor) -> Denoiser:
         """The denoiser without a recording, in the units of the one with it."""
         nothing = Evidence.none(self.num_neurons, gain.device).expand(gain.shape)
         own = gain if self.gain is not None else evidence_gain(nothing, *self.model.config.gains)
-        prior = NetworkDenoiser(self._network, self._family, None, own, self.gain is not None)
-        return RescaledDenoiser(prior, gain / own)
+        return RescaledDenoiser(self._given(nothing, own), gain / own)
 
-    @property
-    def _family(self) -> int:
-        return 0 if self.family is None else 1 + self.model.families.index(self.family)
+    def _given(self, evidence: Evidence, gain: Tensor) -> Denoiser:
+        """The denoiser given evidence, in the unit of a gain each."""
+        return conditioned_denoiser(
+            self._network, self.model.config, self.family, evidence, gain, self.gain is not None
+        )
 
-    def _at_most_noise(self, what: Callable[[NetworkDenoiser, Tensor, Tensor], Tensor]) -> Tensor:
+    def _at_most_noise(self, what: Callable[[Denoiser, Tensor, Tensor], Tensor]) -> Tensor:
         """Evaluate at σ_max, in units of W for matrices: shape (evaluation, recording, ...)."""
         N, count, sigma = self.num_neurons, len(self.statistics), self.model.config.sigma_max
         denoise, evidence, gain = self._denoiser(self._most_probable(MEAN_EVALUATIONS))

@@ -16,6 +16,7 @@ from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.edm import Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import evidence_gain, sample_noise_scales
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
 from neurosde.models.network_denoiser import Told, evaluate_network
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.samplers import sample
@@ -120,6 +121,38 @@ def test_an_untrained_one_is_the_exact_gaussian_posterior(scale):
     assert float((variance - 1).abs().max()) < 4 * math.sqrt(2 / 12_000)
     correlation = torch.corrcoef(whitened.flatten(1).mT) - torch.eye(36, dtype=D)
     assert float(correlation.abs().max()) < 5 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize("gain", [None, 0.9])
+def test_weights_told_to_be_gaussian_have_their_exact_posterior(gain):
+    """Whatever the network says: mean and draws beside those of a quadrature over the gain."""
+    _, _, statistics = recording_of(T=12)
+    network = network_of()
+    trained = {"ensembles": [{"name": "dale", "gain": 9.0}, {"name": "gaussian", "gain": 0.3, "gain_high": 3.0}]}
+    config = PosteriorConfig(network.config, 1.5, (4, 20), training=trained, gains=(0.3, 9.0))
+    posterior = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="gaussian", gain=gain)
+    evidence, N = posterior._most_probable(1)[0, 0], 6
+    gains = torch.linspace(0.3, 3.0, 800, dtype=D) if gain is None else torch.tensor([gain], dtype=D)
+    v = gains.square() / N
+    chances = gaussian_log_evidence(evidence, v).softmax(-1)
+    folded = fold(torch.zeros(len(v), N, N, dtype=D), math.inf, evidence, v)
+    torch.testing.assert_close(
+        posterior.mean, (chances[:, None, None] * folded.posterior_mean).sum(0), rtol=2e-3, atol=2e-3
+    )
+    draws = 2000
+    drawn = posterior.sample((draws,), generator=1)
+    k = torch.multinomial(chances, 10 * draws, replacement=True, generator=torch.Generator().manual_seed(2))
+    exact = folded.mean[k] + folded.variances[k].sqrt().unsqueeze(-2) * torch.randn(len(k), N, N, dtype=D)
+    along = drawn @ evidence.vectors
+    for one, other in zip(
+        (along.flatten(1).norm(dim=1), *along.mT.norm(dim=2).mT),
+        (exact.flatten(1).norm(dim=1), *exact.mT.norm(dim=2).mT),
+        strict=True,
+    ):
+        assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3
+    if gain is None:
+        untold = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA).mean
+        assert float((untold - posterior.mean).norm()) > 0.01 * float(posterior.mean.norm())
 
 
 def test_the_sampler_is_exact_for_any_evidence():
