@@ -61,7 +61,8 @@ def uniform_gains(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         low: lowest gains, shape (...).
         high: highest ones; equal to the lowest where the gain is known.
     """
-    share = (torch.arange(_GAINS, dtype=low.dtype, device=low.device).view(-1, *(1,) * low.ndim) + 0.5) / _GAINS
+    count = 1 if bool((low == high).all()) else _GAINS
+    share = (torch.arange(count, dtype=low.dtype, device=low.device).view(-1, *(1,) * low.ndim) + 0.5) / count
     gains = low * (high / low) ** share
     return gains.square(), gains.log()
 
@@ -111,7 +112,8 @@ def scale_mixture_mean(x: Tensor, sigma: Tensor, evidence: Evidence, variances: 
     """E[J | J_s = x] of normal entries of one of several variances, v_k with probability p_k.
 
     The posterior mean M C_k of each differs along the eigenvectors of C_k only, which all have in common: neither the
-    weights of the components nor the mean over them needs a matrix for each. See `ScaleMixtureDenoiser`.
+    weights of the components nor the mean over them needs a matrix for each. See `ScaleMixtureDenoiser`. Some matrices
+    are in memory at a time.
 
     Args:
         x: J_s, shape (..., post, pre).
@@ -123,15 +125,34 @@ def scale_mixture_mean(x: Tensor, sigma: Tensor, evidence: Evidence, variances: 
     Returns:
         Shape (..., post, pre), float64.
     """
-    N = x.shape[-1]
+    N, batch = x.shape[-1], x.shape[:-2]
     folded = fold(x, sigma, evidence)
-    known = 1 / folded.variances - 1 / folded.prior_variance  # λ + 1/s²
-    M = folded.mean / folded.variances.unsqueeze(-2)
-    v = variances.unsqueeze(-1)
-    C = 1 / (known + 1 / v)  # (component, ..., direction)
-    log_weights = log_chances + 0.5 * (M.square().sum(-2) * C + N * (C / v).log()).sum(-1)
-    mean = M * (log_weights.softmax(0).unsqueeze(-1) * C).sum(0).unsqueeze(-2)
+    power = folded.mean.square().sum(-2).reshape(-1, N)
+    C = folded.variances.expand(*batch, N).reshape(-1, N)
+    aligned = (len(variances), *(1,) * (len(batch) + 1 - variances.ndim), *variances.shape[1:])
+    v, log_p = (one.reshape(aligned).expand(-1, *batch).reshape(len(one), -1) for one in (variances, log_chances))
+    size = max(1, COMPONENT_ENTRIES // (len(v) * N))
+    parts = zip(power.split(size), C.split(size), v.split(size, 1), log_p.split(size, 1), strict=True)
+    share = torch.cat([_mean_share(*part) for part in parts]).view(*batch, 1, N)
+    mean = folded.mean * share
     return mean if evidence.vectors is None else mean @ evidence.vectors.mT
+
+
+def _mean_share(power: Tensor, C: Tensor, v: Tensor, log_chances: Tensor) -> Tensor:
+    """Mean over the components of C_k/C, of what is C where the variance is 1, along each direction.
+
+    Args:
+        power: |D₀|² along each direction, shape (matrix, direction).
+        C: shape (matrix, direction).
+        v: v_k, shape (component, matrix).
+        log_chances: log p_k, of the same shape.
+    """
+    N, v = C.shape[-1], v.unsqueeze(-1)
+    share = 1 / (1 + C * (1 / v - 1))
+    # With M = D₀ C⁻¹, of tr(M C_k Mᵀ) what all components have in common is left out: of a precise recording it is all
+    # but the last digits.
+    log_weights = log_chances + 0.5 * (power * share * (1 - 1 / v) + N * (share / v).log()).sum(-1)
+    return (log_weights.softmax(0).unsqueeze(-1) * share).sum(0)
 
 
 @dataclass(frozen=True)

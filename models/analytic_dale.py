@@ -1,6 +1,6 @@
 """Denoiser of weights that obey Dale's law, of unknown gain, in closed form.
 
-In the units of the diffusion the weights from neuron j are J_ij = ±a_k |z_ij| or −b_k |z_ij| (excitation, inhibition; k
+In the units of the diffusion the weights from neuron j are J_ij = a_k |z_ij| or −b_k |z_ij| (excitation, inhibition; k
 is the gain). A denoiser that is equivariant to relabelling knows how many neurons inhibit, and not which, so every set
 of n of the N columns is as likely. Given k columns are independent but for their number: with L_j the likelihood of
 column j if it inhibits over that if it excites, and e_n the elementary symmetric polynomial,
@@ -82,7 +82,7 @@ def _one_sided(scale: Tensor, x: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
     shrinkage = scale.square() / total
     sd = (shrinkage * s2).sqrt()
     a = shrinkage * x * scale.sign() / sd
-    scaled = torch.special.erfcx(-a / math.sqrt(2))  # 2 Φ(a) exp(a²/2), infinite where Φ(a) is 1
+    scaled = torch.special.erfcx(-a.clamp(max=30) / math.sqrt(2))  # 2 Φ(a) exp(a²/2), beyond where Φ(a) is 1
     mean = shrinkage * x + scale.sign() * sd * math.sqrt(2 / math.pi) / scaled
     log_mass = torch.where(a > 20, 0.0, (scaled / 2).log() - a.square() / 2)
     return mean, (log_mass - 0.5 * (total.log() + x.square() / total)).sum(-2)
@@ -98,7 +98,7 @@ def _of_so_many(odds: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         log e_n of the odds, shape (...), and the probabilities, shape (..., event).
     """
-    impossible = odds.new_full(odds.shape[:-1] + (count + 1,), -math.inf)
+    impossible = odds.new_full(odds.shape[:-1] + (count + 1,), -1e300)  # of −∞ gradients would be NaN
     impossible[..., 0] = 0
 
     def sums(order: list[int]) -> list[Tensor]:

@@ -10,7 +10,9 @@ from neurosde.models.analytic_dale import DaleDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.edm import Denoiser
 
-POINTS = 3  # of the quadrature over gains for each neuron: about as far apart as a gain's narrowest posterior is wide
+POINTS = (
+    3  # of the quadrature over gains, for each neuron: from 0.8 to 2, 0.7 or less of how well a gain is known apart
+)
 
 
 def best_denoiser(ensemble: Ensemble, gain_rms: float, N: int) -> Denoiser:

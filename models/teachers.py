@@ -2,8 +2,8 @@
 
 A teacher says E[W | W_s] of one ensemble. That is what a prior of several ensembles is to say where it is told the
 ensemble; where it is not, its mean over the ensembles given W_s is what is to be said. So by the tower property it is a
-target as good as W itself (`neurosde.models.structured_mean`), of which nothing scatters but which ensemble it was: of
-30 neurons with low-rank structure, told, gradients see the network's own error alone.
+target as good as W itself (`neurosde.models.structured_mean`). Of a matrix whose ensemble is told it does not scatter
+at all about what is to be learnt; else only as far as W_s leaves open which ensemble it was.
 
 References:
     Distilling the knowledge in a neural network (Hinton, Vinyals, Dean, 2015), https://arxiv.org/abs/1503.02531
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.ensemble_options import plain_parameters
-from neurosde.datasets.ensembles import Ensemble
-from neurosde.models.analytic_low_rank import SpikedDenoiser
+from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, Sparse
 from neurosde.models.best_denoiser import best_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.edm import Denoiser
@@ -40,8 +39,8 @@ class Teachers:
 
     Raises:
         FileNotFoundError: no such prior.
-        ValueError: another number of teachers, a prior that was not trained on its ensemble alone, or an ensemble whose
-            best denoiser is not known in closed form.
+        ValueError: another number of teachers, a prior that was not trained on its ensemble alone, or with fewer or
+            more neurons, or an ensemble whose best denoiser is not known in closed form.
     """
 
     def __init__(self, names: Sequence[str], ensembles: Sequence[Ensemble], gain_rms: float, sizes: Sequence[int]):
@@ -61,7 +60,7 @@ class Teachers:
             ensemble: index of the ensemble of each, shape (matrix,).
         """
         found = torch.zeros_like(x)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # a training's: bfloat16 is for its network
             for k, teacher in enumerate(self._teachers):
                 some = (ensemble == k).nonzero().squeeze(-1)
                 if len(some):
@@ -70,18 +69,25 @@ class Teachers:
 
     def _teacher(self, name: str, kind: Ensemble) -> Denoiser:
         if name == EXACT:
-            best = _Best(kind, self.gain_rms, self.sizes)
-            if best.sampled:
+            base = kind.base if isinstance(kind, GainMixture) else kind
+            if not isinstance(base, Gaussian | Sparse | Dale):
+                closed = ", ".join(one.name for one in (Gaussian, Sparse, Dale))
                 raise ValueError(
-                    f"the best denoiser of {kind.name} weights is found by Gibbs sampling, too slowly to teach; give a "
-                    "trained prior as their teacher."
+                    f"the best denoiser is known in closed form for the ensembles {closed}; got {kind.name}. Give a "
+                    "trained prior as its teacher."
                 )
-            return best
+            return _Best(kind, self.gain_rms, self.sizes)
         prior = load_prior(name)
         if (knows := prior.config.training.get("ensembles")) != [plain_parameters(kind)]:
             raise ValueError(
                 f"{name} was trained on {knows or 'cubes'}, and is to teach {plain_parameters(kind)}; choose a prior "
                 "of that ensemble, or give the ensemble the parameters that the prior has."
+            )
+        low, high = min(prior.config.sizes), max(prior.config.sizes)
+        if not low <= min(self.sizes) <= max(self.sizes) <= high:
+            raise ValueError(
+                f"{name} was trained with {low} to {high} neurons, and is to teach of {min(self.sizes)} to "
+                f"{max(self.sizes)}; choose N in its range, or another teacher."
             )
         # Matrices of a batch are shared out evenly over the ensembles, but for one: two shapes for each size.
         return _Trained(prior, prior.config.gain_rms / self.gain_rms, 2 * len(self.sizes))
@@ -92,7 +98,6 @@ class _Best:
 
     def __init__(self, kind: Ensemble, gain_rms: float, sizes: Sequence[int]) -> None:
         self._of = {N: best_denoiser(kind, gain_rms, N) for N in sizes}
-        self.sampled = any(isinstance(one, SpikedDenoiser) for one in self._of.values())
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self._of[x.shape[-1]](x, sigma)

@@ -32,7 +32,7 @@ def add_training_options(parser: OptionParser, kind: type[PriorTraining]) -> Non
     """Add the options of a training."""
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="folder of the result and its log")
     parser.add_argument("--config", type=Path, metavar="PATH", help="TOML file of a training; options go before it")
-    add_options(parser, kind, skip=("ensembles",))
+    add_options(parser, kind, skip=("ensembles",) if kind is PriorTraining else ("ensembles", "teachers"))
     add_ensemble_options(parser, default=None, several=True)
     add_options(parser.add_argument_group("execution"), TrainingRun)
 

@@ -177,8 +177,8 @@ def denoising_loss(
 ) -> tuple[Tensor, Tensor]:
     """Whitened denoising error of each matrix, and the surprise at its family.
 
-    The error is that about the mean of the matrix given its gain and structure, where these are known, or about what a
-    teacher of its ensemble says, and of the same gradient in the mean; else about the matrix
+    The error is that about the mean of the matrix given its structure, where that is known, or about what a teacher of
+    its ensemble says, and of the same gradient in the mean; else about the matrix
     (`neurosde.models.structured_mean`, `neurosde.models.teachers`).
 
     Returns:

@@ -94,6 +94,8 @@ class PriorTraining:
         plain = asdict(self)
         plain["ensembles"] = [plain_parameters(kind) for kind in self.ensembles]
         plain["dataset"] = [str(path) for path in self.dataset]
+        if not self.teachers:  # which trainings before there were any do not name
+            del plain["teachers"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 

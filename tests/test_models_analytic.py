@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from neurosde.datasets.ensembles import Dale, LowRank, Sparse, make_ensemble
 from neurosde.models import (
     DaleDenoiser,
+    Evidence,
     ScaleMixtureDenoiser,
     SpikeAndSlabDenoiser,
     SpikeAndSlabMixtureDenoiser,
@@ -67,9 +68,27 @@ def test_errors_for_the_sparse_ensemble_are_orthogonal_to_the_data(s):
     orthogonal(SpikeAndSlabMixtureDenoiser.of_gains(0.8, 2.0, 0.2), J, s, seed=2)
 
 
+@pytest.mark.parametrize("known", [1e2, 1e8, 1e15])
+def test_a_gain_is_found_however_precise_a_recording_is(known):
+    """Half of the directions are recorded: their weights tell the gain as a sample does, the others as W_s does."""
+    N, s, v = 6, 1.0, torch.logspace(-1, 1, 300, dtype=D)
+    precision = torch.tensor([known] * 3 + [0.0] * 3, dtype=D)
+    J, x = 0.8 * normal(N, N, seed=5), normal(N, N, seed=6)
+    found = ScaleMixtureDenoiser(v, None, Evidence(precision, None, J * precision))(x, number(s))
+    noise = torch.tensor([1 / (known + s**-2)] * 3 + [s**2] * 3, dtype=D)
+    seen = torch.cat([(J * known + x / s**2)[:, :3] / (known + s**-2), x[:, 3:]], 1)
+    logs = Normal(0.0, (v.view(-1, 1, 1) + noise).sqrt()).log_prob(seen).sum((1, 2))
+    share = (logs.softmax(0)[:, None] * v[:, None] / (v[:, None] + noise)).sum(0)
+    torch.testing.assert_close(found, share * seen, rtol=1e-9, atol=1e-9)
+
+
 def test_components_are_many_at_a_time_or_one(monkeypatch):
     x = normal(4, 6, 6)
-    some = SpikeAndSlabMixtureDenoiser(0.2, GAINS.square(), CHANCES), DaleDenoiser(Dale(), GAINS, CHANCES)
+    some = (
+        ScaleMixtureDenoiser(GAINS.square(), CHANCES),
+        SpikeAndSlabMixtureDenoiser(0.2, GAINS.square(), CHANCES),
+        DaleDenoiser(Dale(), GAINS, CHANCES),
+    )
     together = [denoise(x, number(0.7)) for denoise in some]
     for module in (analytic, analytic_dale):
         monkeypatch.setattr(module, "COMPONENT_ENTRIES", 1)
@@ -102,6 +121,8 @@ def test_columns_far_from_both_signs_are_finite():
     x[0] = x[0].abs()
     found = DaleDenoiser.of_gains(0.5, 1.5, Dale())(x, number(0.1))
     assert bool(found.isfinite().all())
+    x.requires_grad_()  # guidances differentiate it
+    assert bool(torch.autograd.grad(DaleDenoiser(Dale(), GAINS)(x, number(0.1)).sum(), x)[0].isfinite().all())
     signs = found.sign()
     assert bool((signs == signs[..., :1, :]).all()) and (signs[:, 0] < 0).sum(-1).tolist() == [2, 2, 2]
 

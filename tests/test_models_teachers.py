@@ -18,7 +18,7 @@ from neurosde.models.training_run import TrainingRun, train_prior
 
 DALE, SPARSE, BLOCK, LOW_RANK = (make_ensemble(name, 2.0, gain=0.8) for name in ("dale", "sparse", "block", "low-rank"))
 TAUGHT = PriorTraining(
-    ensembles=(SPARSE, DALE), teachers=("exact", "dale"), sizes=(4, 6), preset="tiny", steps=30, batch_entries=400,
+    ensembles=(SPARSE, DALE), teachers=("exact", "dale"), sizes=(10, 12), preset="tiny", steps=30, batch_entries=1000,
     warmup=5,
 )  # fmt: skip
 CPU = TrainingRun(accelerator="cpu", log_every=1, validate_every=30)
@@ -26,14 +26,14 @@ CPU = TrainingRun(accelerator="cpu", log_every=1, validate_every=30)
 
 def test_each_is_asked_about_its_own_ensemble_in_its_own_unit():
     unit, sigma = 1.3, torch.tensor([0.2, 1.0, 3.0, 9.0], dtype=D)
-    x, index = normal(4, 6, 6), torch.tensor([1, 0, 0, 1])
-    found = Teachers(("exact", "dale"), (SPARSE, DALE), unit, (4, 6)).mean(x, sigma, index)
-    torch.testing.assert_close(found[1:3], best_denoiser(SPARSE, unit, 6)(x[1:3], sigma[1:3]))
+    x, index = normal(4, 10, 10), torch.tensor([1, 0, 0, 1])
+    found = Teachers(("exact", "dale"), (SPARSE, DALE), unit, (10, 12)).mean(x, sigma, index)
+    torch.testing.assert_close(found[1:3], best_denoiser(SPARSE, unit, 10)(x[1:3], sigma[1:3]))
     prior = load_prior("dale")
-    W, s = x[[0, 3]] * unit / math.sqrt(6), sigma[[0, 3]] * unit / math.sqrt(6)
+    W, s = x[[0, 3]] * unit / math.sqrt(10), sigma[[0, 3]] * unit / math.sqrt(10)
     with torch.no_grad():
-        mean = prior.denoiser()(W / prior.scale(6), s / prior.scale(6)) * prior.scale(6)
-    torch.testing.assert_close(found[[0, 3]], mean * math.sqrt(6) / unit)
+        mean = prior.denoiser()(W / prior.scale(10), s / prior.scale(10)) * prior.scale(10)
+    torch.testing.assert_close(found[[0, 3]], mean * math.sqrt(10) / unit)
 
 
 def test_a_trained_teacher_says_what_the_best_denoiser_does():
@@ -54,8 +54,8 @@ def test_the_loss_is_about_what_the_teacher_says():
     """Of a network that says what its teacher does nothing is left of the loss; of any other it is the distance."""
     config = replace(TAUGHT, ensembles=(DALE,), teachers=("dale",))
     data = training_data(config)
-    examples = data.examples({"N": 6, "count": 20}, torch.Generator().manual_seed(0))
-    sigma, teachers = torch.full((20,), 0.8, dtype=D), Teachers(("dale",), (DALE,), data.gain_rms, (6,))
+    examples = data.examples({"N": 10, "count": 20}, torch.Generator().manual_seed(0))
+    sigma, teachers = torch.full((20,), 0.8, dtype=D), Teachers(("dale",), (DALE,), data.gain_rms, (10,))
     networks = load_prior("dale").network, load_prior("sparse").network
     with torch.no_grad():
         taught, other = (
@@ -65,8 +65,16 @@ def test_the_loss_is_about_what_the_teacher_says():
     assert float(taught.max()) < 1e-3 * float(other.min())
 
 
-def test_a_training_with_teachers(tmp_path):
+def test_a_training_with_teachers(tmp_path, monkeypatch):
+    asked, mean = [], Teachers.mean
+
+    def noted(self, x, sigma, ensemble):
+        asked.append(len(x))
+        return mean(self, x, sigma, ensemble)
+
+    monkeypatch.setattr(Teachers, "mean", noted)
     prior = train_prior(TAUGHT, tmp_path / "prior", CPU)
+    assert len(asked) == 30  # each step, and no validation
     assert prior.config.training["teachers"] == ["exact", "dale"] and prior.families == ("sparse", "dale")
     rows = (tmp_path / "prior" / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("loss")
@@ -79,8 +87,9 @@ def test_a_training_with_teachers(tmp_path):
     [
         ({"teachers": ("exact",)}, "one for each of the 2 ensembles, in their order; got"),
         ({"teachers": ("exact", "sparse")}, "sparse was trained on .*'sparse'.*, and is to teach .*'dale'"),
-        ({"ensembles": (BLOCK,), "teachers": ("exact",)}, "best denoiser is known for .*; got block"),
-        ({"ensembles": (LOW_RANK,), "teachers": ("exact",)}, "low-rank weights is found by Gibbs sampling"),
+        ({"ensembles": (BLOCK,), "teachers": ("exact",)}, "gaussian, sparse, dale; got block. Give a trained prior"),
+        ({"ensembles": (LOW_RANK,), "teachers": ("exact",)}, "gaussian, sparse, dale; got low-rank. Give a trained"),
+        ({"sizes": (4, 10)}, "dale was trained with 10 to 100 neurons, and is to teach of 4 to 10; choose N"),
         ({"ensembles": (make_ensemble("dale", 3.0, gain=0.8),), "teachers": ("dale",)}, "is to teach .*3.0"),
     ],
 )
