@@ -10,9 +10,9 @@ from neurosde.models.analytic_dale import DaleDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.edm import Denoiser
 
-POINTS = (
-    3  # of the quadrature over gains, for each neuron: from 0.8 to 2, 0.7 or less of how well a gain is known apart
-)
+# Of the quadrature over gains, for each neuron: from 0.8 to 2 they are no farther apart than 0.7 of how well a gain is
+# known.
+POINTS = 3
 
 
 def best_denoiser(ensemble: Ensemble, gain_rms: float, N: int) -> Denoiser:

@@ -50,6 +50,19 @@ def test_a_trained_teacher_says_what_the_best_denoiser_does():
     assert float((best - J).square().mean()) < float((x - J).square().mean())
 
 
+def test_a_training_in_bfloat16_does_not_round_them():
+    x, sigma, index = normal(3, 10, 10), torch.tensor([0.2, 1.0, 3.0], dtype=D), torch.zeros(3, dtype=torch.long)
+    teachers = Teachers(("dale",), (DALE,), 1.3, (10,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = teachers.mean(x, sigma, index)
+    torch.testing.assert_close(found, teachers.mean(x, sigma, index), rtol=1e-6, atol=1e-6)
+
+
+def test_a_training_without_them_is_what_it_was_before_there_were_any():
+    assert TAUGHT.contents()["teachers"] == ["exact", "dale"]
+    assert "teachers" not in replace(TAUGHT, teachers=()).contents()
+
+
 def test_the_loss_is_about_what_the_teacher_says():
     """Of a network that says what its teacher does nothing is left of the loss; of any other it is the distance."""
     config = replace(TAUGHT, ensembles=(DALE,), teachers=("dale",))
