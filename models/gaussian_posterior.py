@@ -149,16 +149,20 @@ def gaussian_log_evidence(evidence: Evidence, variances: Tensor) -> Tensor:
     """Log of how probable a recording is for the prior W_ij ~ N(0, v), of each of some v, less what does not hang on v.
 
     log ∫ N(W; 0, v) exp(tr(BWᵀ) − ½ tr(WΛWᵀ)) dW = ½ Σ_k (v |b_k|²/(1 + vλ_k) − n log(1 + vλ_k)), with λ_k the
-    eigenvalues of Λ, b_k the columns of B along its eigenvectors, and n rows.
+    eigenvalues of Λ, b_k the columns of B along its eigenvectors, and n rows. Of a precise recording the first part is
+    nearly |b_k|²/λ_k whatever v is, and rounding would hide the rest: it is taken less that of the largest variance r,
+
+        v/(1 + vλ) − r/(1 + rλ) = (v − r)/((1 + vλ)(1 + rλ)).
 
     Args:
         evidence: Λ and B in units of W, shapes (..., direction) and (..., post, direction).
         variances: v, shape (component,).
 
     Returns:
-        Log evidences, shape (..., component).
+        Log evidences up to one constant of each recording, shape (..., component).
     """
-    v = variances.unsqueeze(-1)
-    factor = v * evidence.eigenvalues.unsqueeze(-2)
+    v, r = variances.unsqueeze(-1), variances.max()
+    eigenvalues = evidence.eigenvalues.unsqueeze(-2)
     power, rows = evidence.cross.square().sum(-2).unsqueeze(-2), evidence.cross.shape[-2]
-    return 0.5 * (power * v / (1 + factor) - rows * torch.log1p(factor)).sum(-1)
+    explained = power * (v - r) / (1 + v * eigenvalues) / (1 + r * eigenvalues)
+    return 0.5 * (explained - rows * torch.log1p(v * eigenvalues)).sum(-1)

@@ -1,6 +1,7 @@
 """The exact posterior against brute force, Bayes' rule and its own calibration; empirical Bayes by the evidence."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from neurosde import simulate_rate_network
 from neurosde.evaluation.benchmark import RecoveryBenchmark, recovery_benchmark
 from neurosde.likelihood import transition_statistics
 from neurosde.models import Evidence, GaussianPosterior, empirical_bayes, least_squares, ridge
-from neurosde.models.empirical_bayes import ridge_parameter
+from neurosde.models.empirical_bayes import evidence_gain, ridge_parameter
 from neurosde.models.gaussian_posterior import gaussian_log_evidence
 
 D = torch.float64
@@ -78,11 +79,46 @@ def test_the_evidence_of_a_gaussian_prior_obeys_it_at_any_weights(evidence_of):
         precision = (e.vectors * e.eigenvalues @ e.vectors.mT).numpy()
         cross, W = (e.cross @ e.vectors.mT).numpy(), np.random.default_rng(0).normal(size=(2, 3))
         likelihood = (W * cross).sum() - 0.5 * (W @ precision * W).sum()
-        for v, log_evidence in zip(variances.tolist(), row.tolist(), strict=True):
+        expected = []
+        for v in variances.tolist():
             C = np.linalg.inv(precision + np.eye(3) / v)
             posterior = sum(scipy.stats.multivariate_normal(b @ C, C).logpdf(w) for b, w in zip(cross, W, strict=True))
-            prior = scipy.stats.norm(0, v**0.5).logpdf(W).sum()
-            assert log_evidence == pytest.approx(likelihood + prior - posterior, abs=1e-10)
+            expected.append(likelihood + scipy.stats.norm(0, v**0.5).logpdf(W).sum() - posterior)
+        np.testing.assert_allclose(row - row[0], np.array(expected) - expected[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", [1e-15, 1.0, 1e6, 1e15])
+def test_the_evidence_of_a_precise_recording_keeps_its_digits(precision):
+    """Beside the difference of large numbers in 60 digits; directions are known to different degrees, and one not."""
+    N, variances = 5, torch.tensor([1e-3, 0.03, 0.2, 1.7, 40.0], dtype=D)
+    eigenvalues = precision * torch.tensor([0.0, 1e-4, 0.01, 0.3, 1.0], dtype=D)
+    cross = eigenvalues * torch.randn(3, N, dtype=D) + eigenvalues.sqrt() * torch.randn(3, N, dtype=D)
+    expected = []
+    with localcontext() as context:
+        context.prec = 60
+        for v in map(Decimal, variances.tolist()):
+            terms = [
+                v * sum(Decimal(b) ** 2 for b in column) / (1 + v * Decimal(e)) - 3 * (1 + v * Decimal(e)).ln()
+                for e, column in zip(eigenvalues.tolist(), cross.mT.tolist(), strict=True)
+            ]
+            expected.append(sum(terms) / 2)
+        expected = torch.tensor([float(one - expected[-1]) for one in expected], dtype=D)
+    found = gaussian_log_evidence(Evidence(eigenvalues, None, cross), variances)
+    torch.testing.assert_close(found - found[-1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", [1e9, 1e15])
+def test_the_gain_of_a_recording_that_says_all_is_that_of_weights_themselves(precision):
+    """p(g | W) ∝ g^(−N²) exp(−N|W|²/2g²): E g² over it by integration, of gains that are equally probable before."""
+    N, low, high = 20, 0.3, 3.0
+    W = 1.1 / math.sqrt(N) * torch.randn(N, N, dtype=D)
+    eigenvalues = precision * torch.logspace(-2, 0, N, dtype=D)
+    g, total = np.linspace(low, high, 200_001), N * float(W.square().sum())
+    log_density = -(N**2) * np.log(g) - total / (2 * g**2)
+    density = np.exp(log_density - log_density.max())
+    expected = math.sqrt((density * g**2).sum() / density.sum())
+    found = evidence_gain(Evidence(eigenvalues, None, eigenvalues * W), low, high)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_evidence_with_a_free_input_obeys_bayes_rule_too():
