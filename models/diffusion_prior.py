@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import as_generator
+from neurosde.datasets.ensembles import Sparse
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
 from neurosde.models.edm import DECISIVE, SIGMA_MIN, noise_levels
 from neurosde.models.graphed_network import GraphedNetwork
@@ -107,7 +108,8 @@ class DiffusionPrior:
         """Draw weight matrices.
 
         Weights below 5 σ_min = 0.01 s₀ cannot be told from none; a matrix with more of them than a density without an
-        atom at 0 would have is a sparse one, and they are set to 0, but for the few that are weak ones.
+        atom at 0 would have is a sparse one, and they are set to 0, but for the few that are weak ones. Of a prior that
+        has seen no sparse ones, or is told another family, none are.
 
         Args:
             num: number of matrices.
@@ -138,7 +140,7 @@ class DiffusionPrior:
             sigmas=weight_levels(N, steps, self.config.sigma_max), generator=source, device=self.device,
             progress=progress,
         )  # fmt: skip
-        return scale * (with_exact_zeros(J, source) if self.config.sparse else J)
+        return scale * (with_exact_zeros(J, source) if may_be_sparse(self.config, family) else J)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the prior to one file, which appears when it is whole.
@@ -197,6 +199,16 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Diffusio
         ValueError: not a prior, or one of another format version; no such device.
     """
     return DiffusionPrior(*load_model(path, "prior", PriorConfig, device))
+
+
+def may_be_sparse(config: PriorConfig, family: str | None) -> bool:
+    """Whether exact zeros may be among weights: a network has seen some, and is not told that they are of another kind.
+
+    Args:
+        config: what a network was trained for.
+        family: name of the ensemble, where it is told.
+    """
+    return config.sparse and family in (None, Sparse.name)
 
 
 def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:

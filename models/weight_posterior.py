@@ -19,7 +19,7 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.conditioned_denoiser import conditioned_denoiser
-from neurosde.models.diffusion_prior import DiffusionPrior, weight_levels, with_exact_zeros
+from neurosde.models.diffusion_prior import DiffusionPrior, may_be_sparse, weight_levels, with_exact_zeros
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
@@ -153,7 +153,7 @@ class WeightPosterior:
             evidence=evidence if guidance else None,
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip
-        if self.model.config.sparse:
+        if may_be_sparse(self.model.config, self.family):
             J = with_exact_zeros(J, source)
         return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
 
@@ -245,7 +245,7 @@ class WeightPosterior:
             own = None if log_prob is None else lambda J: log_prob(unit * J)
             refiner = GuidedDiffusion(denoise, method, log_prob=own, **options)
         found = refiner.refine(draws.to(unit) / unit, evidence, source, progress)
-        sparse = self.model.config.sparse if prior is None else prior.config.sparse
+        sparse = may_be_sparse((self.model if prior is None else prior).config, self.family)
         J = with_exact_zeros(found.draws, source) if sparse else found.draws
         return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), J * unit))
 

@@ -155,6 +155,25 @@ def test_weights_told_to_be_gaussian_have_their_exact_posterior(gain):
         assert float((untold - posterior.mean).norm()) > 0.01 * float(posterior.mean.norm())
 
 
+def test_weights_told_to_be_gaussian_are_never_0():
+    """Of a network that has seen sparse weights: as many are small as the exact posterior has, and none is rounded."""
+    _, _, statistics = recording_of(N=4, T=10, trials=1)
+    network, count = network_of(), 2000
+    model = CFGPosterior(network, PosteriorConfig(network.config, 1.5, (4, 20), sparse=True, gains=(0.3, 3.0)))
+    told = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="gaussian")
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
+    small = 0.01 * GAIN / 2
+    mean, sd = exact.mean.numpy(), exact.sd.numpy()
+    chance = scipy.stats.norm.cdf(small, mean, sd) - scipy.stats.norm.cdf(-small, mean, sd)
+    drawn = told.sample((count,), steps=6, generator=0)
+    for weights in (drawn, told.refine(drawn, sweeps=8, steps=4, generator=1).draws):
+        assert not (weights == 0).any()
+        excess = int((weights.abs() < small).sum()) - count * chance.sum()
+        assert abs(excess) < 4 * math.sqrt(2 * count * chance.sum())  # entries of a row are not independent
+    untold = model.condition(statistics, noise_std=SIGMA, gain=GAIN)
+    assert (untold.sample((count,), steps=6, generator=0) == 0).any()
+
+
 def test_the_sampler_is_exact_for_any_evidence():
     evidence = evidence_of(4).scaled(torch.tensor([0.0, 1.0, 1e5], dtype=D))
     assert evidence.eigenvalues.shape == (3, 4)
