@@ -331,6 +331,12 @@ def make_ensemble(name: str, gain_high: float | None = None, **parameters: float
     return base if gain_high is None else GainMixture(base, gain_high)
 
 
+def is_gaussian(ensemble: Ensemble) -> bool:
+    """Whether weights are iid Gaussian, but for a gain that may be unknown: sparse ones without a gap are, too."""
+    base = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+    return isinstance(base, Gaussian) or (isinstance(base, Sparse) and base.density == 1)
+
+
 def sample_weight_matrix(
     N: int,
     g: float = 1.5,

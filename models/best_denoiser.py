@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, LowRank, Sparse, is_gaussian
 from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabMixtureDenoiser
 from neurosde.models.analytic_dale import DaleDenoiser
 from neurosde.models.analytic_low_rank import SpikedDenoiser
@@ -33,7 +33,7 @@ def best_denoiser(ensemble: Ensemble, gain_rms: float, N: int) -> Denoiser:
     low, points = base.gain / gain_rms, max(32, POINTS * N)
     high = ensemble.gain_high / gain_rms if isinstance(ensemble, GainMixture) else low
     fixed = torch.tensor([low], dtype=torch.float64)
-    if isinstance(base, Gaussian):
+    if is_gaussian(base):
         return ScaleMixtureDenoiser.of_gains(low, high, points) if high > low else ScaleMixtureDenoiser(fixed.square())
     if isinstance(base, Sparse):
         if high > low:
@@ -41,6 +41,7 @@ def best_denoiser(ensemble: Ensemble, gain_rms: float, N: int) -> Denoiser:
         return SpikeAndSlabMixtureDenoiser(base.density, fixed.square() / base.density)
     if isinstance(base, Dale):
         return DaleDenoiser.of_gains(low, high, base, points) if high > low else DaleDenoiser(base, fixed)
+    assert isinstance(base, LowRank)
     strength = base.strength / gain_rms
     if high > low:
         return SpikedDenoiser.of_gains(low, high, strength, base.rank)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from neurosde.datasets.ensembles import is_gaussian, make_ensemble
 from neurosde.models.analytic import scale_mixture_mean, uniform_gains
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.graphed_network import GraphedNetwork
@@ -26,8 +27,8 @@ def conditioned_denoiser(
 ) -> Denoiser:
     """Return E[J | J_s, recording].
 
-    Where weights are told to be iid Gaussian nothing is open but the gain, over which the mean is known in closed form:
-    the network is not asked.
+    Where weights are told to be iid Gaussian, or sparse with all connections there, nothing is open but the gain, over
+    which the mean is known in closed form: the network is not asked.
 
     Args:
         network: the pair network of a posterior.
@@ -37,8 +38,9 @@ def conditioned_denoiser(
         gain: gain s₀√N that the unit of J stands for, shape (...).
         gain_known: whether the weights are known to have this gain.
     """
-    if family == GAUSSIAN:
-        ends = (gain, gain) if gain_known else _gains_of_gaussian(config)
+    kinds = _trained_on(config, family)
+    if family == GAUSSIAN or (kinds and all(is_gaussian(make_ensemble(**kind)) for kind in kinds)):
+        ends = (gain, gain) if gain_known else _range_of_gains(kinds)
         if ends is not None:
             variances, log_chances = uniform_gains(*(end / gain for end in ends))
             return partial(scale_mixture_mean, evidence=evidence, variances=variances, log_chances=log_chances)
@@ -46,8 +48,13 @@ def conditioned_denoiser(
     return NetworkDenoiser(network, told, evidence, gain, gain_known)
 
 
-def _gains_of_gaussian(config: PosteriorConfig) -> tuple[Tensor | float, Tensor | float] | None:
-    """Range of the gain of the Gaussian weights that a network was trained on, if it was of one range."""
+def _trained_on(config: PosteriorConfig, family: str | None) -> list[dict[str, Any]]:
+    """The ensembles of a family that a network was trained on; none where no family is told."""
     kinds = [*config.training.get("ensembles", ()), *config.training.get("of_cubes", ())]
-    ranges = {(kind["gain"], kind.get("gain_high", kind["gain"])) for kind in kinds if kind["name"] == GAUSSIAN}
+    return [kind for kind in kinds if kind["name"] == family]
+
+
+def _range_of_gains(kinds: list[dict[str, Any]]) -> tuple[Tensor | float, Tensor | float] | None:
+    """Range of the gain of ensembles, if it is one range."""
+    ranges = {(kind["gain"], kind.get("gain_high", kind["gain"])) for kind in kinds}
     return next(iter(ranges)) if len(ranges) == 1 else None

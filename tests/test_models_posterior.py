@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
+from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import transition_statistics
@@ -153,6 +154,22 @@ def test_weights_told_to_be_gaussian_have_their_exact_posterior(gain):
     if gain is None:
         untold = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA).mean
         assert float((untold - posterior.mean).norm()) > 0.01 * float(posterior.mean.norm())
+
+
+@pytest.mark.parametrize(("density", "exact"), [(1.0, True), (0.5, False)])
+def test_sparse_weights_whose_connections_are_all_there_are_gaussian(density, exact):
+    """Told the gain they have the exact Gaussian mean, whatever the network says; else that of Gaussian ones."""
+    _, _, statistics = recording_of(T=12)
+    network = network_of()
+    config = replace(network.config, families=("gaussian", "sparse"))
+    kinds = [make_ensemble("gaussian", 3.0, gain=0.3), make_ensemble("sparse", 3.0, gain=0.3, density=density)]
+    trained = {"ensembles": [plain_parameters(kind) for kind in kinds]}
+    model = CFGPosterior(network, PosteriorConfig(config, 1.5, (4, 20), training=trained, gains=(0.3, 3.0)))
+    expected = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 6).mean
+    found = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="sparse").mean
+    assert exact == bool(torch.isclose(found, expected, rtol=1e-3, atol=1e-3).all())
+    told = [model.condition(statistics, noise_std=SIGMA, family=name).mean for name in ("gaussian", "sparse")]
+    assert exact == torch.equal(*told)
 
 
 def test_weights_told_to_be_gaussian_are_never_0():

@@ -10,6 +10,7 @@ from neurosde.datasets.ensembles import make_ensemble
 from neurosde.evaluation.denoising_benchmark import DenoisingBenchmark, denoising_benchmark
 from neurosde.models import best_denoiser, load_prior, pretrained_names
 from neurosde.models.model_files import PRETRAINED
+from neurosde.models.teachers import Teachers
 
 FAMILIES = ["block", "dale", "gaussian", "low-rank", "sparse"]
 
@@ -78,3 +79,16 @@ def test_fixed_gains_are_the_limit_of_narrow_ranges(name):
     x, sigma = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor(0.7)
     fixed, narrow = (best_denoiser(make_ensemble(name, high, gain=1.2), 1.5, 5) for high in (None, 1.2 * (1 + 1e-7)))
     torch.testing.assert_close(fixed(x, sigma), narrow(x, sigma), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("high", [None, 2.0])
+def test_sparse_weights_whose_connections_are_all_there_are_gaussian(high):
+    """Of one gain the mean is x v/(v + s²); of a range it is the limit of densities next to 1."""
+    x, sigma = torch.randn(3, 5, 5, dtype=torch.float64), torch.tensor([0.1, 0.7, 5.0], dtype=torch.float64)
+    full, near = (make_ensemble("sparse", high, gain=1.2, density=density) for density in (1.0, 1 - 1e-9))
+    found, teachers = best_denoiser(full, 1.5, 5)(x, sigma), Teachers(("exact",), (full,), 1.5, (5,))
+    torch.testing.assert_close(found, best_denoiser(near, 1.5, 5)(x, sigma), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, teachers.mean(x, sigma, torch.zeros(3, dtype=torch.long)))
+    if high is None:
+        v = (1.2 / 1.5) ** 2
+        torch.testing.assert_close(found, x * (v / (v + sigma.square()))[:, None, None])

@@ -100,6 +100,22 @@ def test_where_all_variances_are_one_the_gain_is_averaged_over(recorded):
     torch.testing.assert_close(beside, found + shift, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_sparse_weights_whose_connections_are_all_there_are_gaussian(recorded):
+    """Of one gain: each row by its normal equations."""
+    N, count, kind = 5, 3, make_ensemble("sparse", gain=1.2, density=1.0)
+    J, law = kind.draw_matrices(kind.sample_gains(count), N, None)
+    x, sigma, precision, cross = measured(J)
+    if not recorded:
+        precision, cross = torch.zeros_like(precision), torch.zeros_like(cross)
+    evidence = Evidence.of(precision, cross) if recorded else Evidence.none(N).expand((count,))
+    noise = sigma.square()[:, None, None]
+    total = precision + torch.eye(N, dtype=D) * (1 / noise + N / 1.2**2)
+    expected = torch.linalg.solve(total, (cross + x / noise).mT).mT
+    found = structured_mean(law.expand(count, N), J, x, sigma, evidence)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_unbiased_target_that_scatters_less(family):
     """T and W have one mean given what the denoiser sees: their difference is uncorrelated with any function of it."""
