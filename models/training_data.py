@@ -96,6 +96,10 @@ class TrainingData(ABC):
         return max(1, self.config.batch_entries // (N**2 * world_size))
 
     @abstractmethod
+    def check_batches(self, world_size: int = 1) -> None:
+        """Raise ValueError where there are too few matrices for one batch of each process."""
+
+    @abstractmethod
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
         """Batches of the steps from `start` on: `step`, and whatever `examples` takes."""
 
@@ -120,6 +124,9 @@ class DrawnMatrices(TrainingData):
         self.families = tuple(kind.name for kind in self.ensembles) if len(self.ensembles) > 1 else ()
         N, generator = max(self.sizes), torch.Generator().manual_seed(config.seed)
         self.sparse = any(bool((kind.sample_weights(1, N, generator) == 0).any()) for kind in self.ensembles)
+
+    def check_batches(self, world_size: int = 1) -> None:
+        """Take any: there are as many matrices as are asked for."""
 
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
         """Numbers of steps, with what to draw in each."""
@@ -177,15 +184,18 @@ class CubeMatrices(TrainingData):
         for cube in cubes:
             cube.close()
 
-    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
-        """Weights of one cube per step."""
-        c, order = self.config, self.order()
-        for path, N, count in zip(c.dataset, self.sizes, self._networks, strict=True):
+    def check_batches(self, world_size: int = 1) -> None:
+        """Raise ValueError where a cube has too few networks for one batch of each process."""
+        for path, N, count in zip(self.config.dataset, self.sizes, self._networks, strict=True):
             if count < (needed := world_size * self.batch_size(N, world_size)):
                 raise ValueError(
                     f"{path} has {count} networks for training, fewer than the {needed} of one batch; lower "
                     "batch_entries, or build more networks."
                 )
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Weights of one cube per step."""
+        c, order = self.config, self.order()
         loaders = [
             loader(
                 path, self.variables, batch_size=self.batch_size(N, world_size), split="train", shuffle=True,

@@ -112,8 +112,9 @@ def _train(config: PriorTraining, out: Path, run: TrainingRun, kind: str, load: 
         there = {key: value for key, value in model.config.training.items() if key not in ("steps_done", "of_cubes")}
         check_same_training(config_json(there), config_json(config.contents()), final)
         return model
-    make_folder(state)
     module = DenoiserModule(config)
+    module.data.check_batches(run.devices)
+    make_folder(state)  # only now, so that a training that is refused leaves nothing behind
     with _quiet(), _interruptible() as interrupted:
         trainer = pl.Trainer(
             accelerator=run.accelerator,

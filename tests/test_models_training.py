@@ -360,3 +360,24 @@ def test_the_command_says_what_is_wrong(options, match, asked, tmp_path, capsys)
     error = capsys.readouterr().err
     assert match in error and error.count("\n") == 1 and not asked
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["prior", "--ensemble", "sparse", "dale", "--teachers", "exact"], "one for each of the 2 ensembles"),
+        (["prior", "--ensemble", "low-rank", "--teachers", "exact"], "known in closed form for the ensembles"),
+        (["prior", "--ensemble", "sparse", "--teachers", "missing"], "missing is neither a file nor one of the priors"),
+        (["prior", "--ensemble", "sparse", "--start", "missing"], "missing is neither a file nor one of the priors"),
+        (["cfg", "--ensemble", "sparse", "--start", "missing"], "missing is neither a file nor one of the priors"),
+        (["prior", "--ensemble", "block", "--N", "3"], "4 clusters need at least as many neurons"),
+        (["cfg", "--ensemble", "block", "--N", "3"], "4 clusters need at least as many neurons"),
+        (["prior", "--dataset", "missing.nc"], "no such file: missing.nc"),
+        (["cfg", "--dataset", "missing.nc"], "no such file: missing.nc"),
+    ],
+)
+def test_a_training_that_is_refused_leaves_nothing_behind(options, match, tmp_path, capsys):
+    assert main(["train", *options, "--out", str(tmp_path / "new" / "out")]) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

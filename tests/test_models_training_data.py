@@ -186,8 +186,10 @@ def test_several_cubes_of_one_size_and_of_several_gains(cubes, tmp_path):
 
 
 def test_cubes_that_will_not_do(cubes, tmp_path, capsys):
-    with pytest.raises(ValueError, match="fewer than the 62 of one batch; lower batch_entries"):
-        next(training_data(cube_training(cubes[0], batch_entries=1000)).batches(0, 0, 1))
+    for run, needed in ((EVERY, 62), (replace(EVERY, devices=3), 60)):
+        with pytest.raises(ValueError, match=f"fewer than the {needed} of one batch; lower batch_entries"):
+            train_prior(cube_training(cubes[0], batch_entries=1000), tmp_path / "refused", run)
+        assert not (tmp_path / "refused").exists()
     with pytest.raises(FileNotFoundError, match="no such file"):
         training_data(cube_training(tmp_path / "none.nc"))
     unsplit = cube_of(tmp_path / "unsplit", 4, split=(1.0, 0.0, 0.0))
