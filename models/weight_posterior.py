@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,15 +28,14 @@ from neurosde.models.empirical_bayes import (
 )
 from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.guidance import ClassifierFreeGuidance, RescaledDenoiser
-from neurosde.models.guided_diffusion import GuidedDiffusion
 from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.posterior_refinement import prior_in_units, refine_draws
 from neurosde.models.probability_flow import STEPS as FLOW_STEPS
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.refinement import Refinement
 from neurosde.models.refiner_options import Refiner, check_prior, refiner_options
 from neurosde.models.samplers import Method, sample
-from neurosde.models.split_gibbs import SplitGibbs
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
 
@@ -222,32 +220,15 @@ class WeightPosterior:
             check_prior(prior, self.family, self.gain)
         options = refiner_options(method, N, sweeps, steps, rho, prior is not None, log_prob is not None)
         source = as_generator(generator, self.model.device)
-        _, evidence, gain = self._denoiser(self._drawn(len(draws), source, dynamics))
-        if not self._several:
-            evidence, gain = evidence[:, 0], gain[:, 0]
-        unit = gain[..., None, None] / math.sqrt(N)
-        if prior is None:
-            denoise = self._prior(gain)
-        else:
-            family = self.family if prior.families else None
-            denoise = RescaledDenoiser(prior.denoiser(family), gain / prior.config.gain_rms)
-        if method == "gibbs":
-
-            def conditional(part: Evidence) -> Denoiser:
-                """The denoiser given a part of the recording, in the units of the whole."""
-                given, _, own = self._denoiser(part.scaled(1 / unit[..., 0, 0]))
-                return RescaledDenoiser(given, gain / own)
-
-            refiner: SplitGibbs | GuidedDiffusion = SplitGibbs(
-                denoise, conditional=conditional if prior is None else None, **options
-            )
-        else:
-            own = None if log_prob is None else lambda J: log_prob(unit * J)
-            refiner = GuidedDiffusion(denoise, method, log_prob=own, **options)
-        found = refiner.refine(draws.to(unit) / unit, evidence, source, progress)
-        sparse = may_be_sparse((self.model if prior is None else prior).config, self.family)
-        J = with_exact_zeros(found.draws, source) if sparse else found.draws
-        return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), J * unit))
+        in_W = self._drawn(len(draws), source, dynamics)
+        return refine_draws(
+            draws, in_W if self._several else in_W[:, 0], method, options,
+            given=self._denoiser,
+            prior=self._prior if prior is None else prior_in_units(prior, self.family),
+            ask_given=prior is None,
+            sparse=may_be_sparse((self.model if prior is None else prior).config, self.family),
+            log_prob=log_prob, generator=source, progress=progress,
+        )  # fmt: skip
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
         """Posterior standard deviation of each weight, from draws, shape (*recording, post, pre)."""

@@ -337,31 +337,6 @@ def test_unknown_noise_widens_the_posterior():
     assert not model.condition(statistics, noise_std=SIGMA)._drawn(5, None).eigenvalues.std(0).any()
 
 
-# Refinement
-
-
-def test_refined_draws_are_those_of_the_prior_and_the_likelihood():
-    """An untrained network has the Gaussian prior, wherever draws begin; each with its own noise, if that is open."""
-    _, _, statistics = recording_of(N=4)
-    given = model_of(trained=False).condition(statistics, noise_std=SIGMA, gain=GAIN)
-    found = given.refine(3 + torch.randn(400, 4, 4, dtype=D), sweeps=40, steps=4, generator=0)
-    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
-    for one in exact.whiten(found.draws).unbind(-1):
-        assert scipy.stats.kstest(one.flatten(), "norm").pvalue > 0.01
-    short = model_of(trained=False).condition(recording_of(N=4, T=10, trials=1)[2], gain=GAIN)
-    wide = short.refine(torch.randn(400, 4, 4, dtype=D), sweeps=40, steps=4, generator=0).draws
-    direct = short.sample((400,), steps=4, generator=1)
-    same = [scipy.stats.ks_2samp(wide[:, i, j], direct[:, i, j]).pvalue for i in range(4) for j in range(4)]
-    assert min(same) > 0.01 / 16
-    with pytest.raises(ValueError, match=r"draws must be \(draw, 4, 4\)"):
-        given.refine(torch.zeros(4, 4))
-    several = model_of().condition([statistics], noise_std=SIGMA)
-    with pytest.raises(ValueError, match="one recording at a time"):
-        several.refine(torch.zeros(4, 1, 4, 4), method="mmps")
-    with pytest.raises(ValueError, match=r"draws must be \(draw, 1, 4, 4\)"):
-        several.refine(torch.zeros(4, 4, 4))
-
-
 # Guidance, batches
 
 
@@ -400,18 +375,6 @@ def test_several_recordings_at_once_are_as_one_after_the_other():
     assert float(alone[1].family_probabilities["dale"]) == pytest.approx(float(probabilities["dale"][1]), abs=0.02)
     low, high = together.interval(0.5, 100)
     assert low.shape == (3, 6, 6) and bool((low < high).all())
-
-
-@pytest.mark.parametrize("known", [SIGMA, None])
-def test_several_recordings_are_refined_at_once(known):
-    """Of an untrained network: each comes to the Gaussian posterior of its own recording."""
-    recordings = [recording_of(N=4, seed=seed, trials=trials)[2] for seed, trials in ((1, 1), (2, 3))]
-    given = model_of(trained=False).condition(recordings, noise_std=known, gain=GAIN)
-    found = given.refine(3 + torch.randn(400, 2, 4, 4, dtype=D), sweeps=40, steps=4, generator=0)
-    assert found.draws.shape == (400, 2, 4, 4) and found.rho.shape == (40, 2)
-    direct = given.sample((400,), steps=4, generator=1)
-    same = scipy.stats.ks_2samp(found.draws.flatten(1).numpy(), direct.flatten(1).numpy(), axis=0).pvalue
-    assert same.min() > 0.01 / 32 and float((found.draws[:, 0].mean(0) - found.draws[:, 1].mean(0)).norm()) > 0.5
 
 
 def test_it_takes_recordings_and_paths(tmp_path):

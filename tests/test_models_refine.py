@@ -1,6 +1,7 @@
 """Refining draws: guidance from where draws stand, `neurosde refine`, and what a posterior file keeps of it."""
 
 import math
+from dataclasses import replace
 
 import arviz_base
 import numpy as np
@@ -26,6 +27,7 @@ from neurosde.models import (
     save_posterior,
 )
 from neurosde.models.denoiser import PRESETS, PairNetwork
+from neurosde.models.diffusion_cfg import PosteriorConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig
 from neurosde.models.posterior_file import config_of, recording_of
 
@@ -37,10 +39,16 @@ def whitened(draws, evidence):
     return exact.whitened(draws - exact.posterior_mean)
 
 
-def recording(N=12, ensemble="dale", T=150, g=1.5, trials=2):
-    W = sample_weight_matrix(N, g=g, ensemble=ensemble, generator=0)
-    x = generate_activity_trials(W, trials, T, DT, noise_std=SIGMA, generator=1)
+def recording(N=12, ensemble="dale", T=150, g=1.5, trials=2, seed=0):
+    W = sample_weight_matrix(N, g=g, ensemble=ensemble, generator=seed)
+    x = generate_activity_trials(W, trials, T, DT, noise_std=SIGMA, generator=seed + 1)
     return W, Recording(x.numpy(), "here", dt=DT)
+
+
+def untrained():
+    """A posterior whose prior is Gaussian, of the gain that it is told."""
+    config = replace(PRESETS["tiny"], families=("gaussian", "dale"), recordings=True)
+    return CFGPosterior(PairNetwork(config).double(), PosteriorConfig(config, 1.5, (4, 20), gains=(0.3, 3.0)))
 
 
 @pytest.mark.parametrize("guidance", ["mmps", "pigdm"])
@@ -228,6 +236,36 @@ def test_draws_of_no_posterior_become_draws_of_one():
     assert float((found.draws.mean(0) - W).norm()) < 0.5 * float((unrefined.mean(0) - W).norm())
 
 
+def test_refined_draws_are_those_of_the_prior_and_the_likelihood():
+    """An untrained network has the Gaussian prior, wherever draws begin; each with its own noise, if that is open."""
+    gain = 1.2
+    given = untrained().condition(recording(4, "gaussian", T=60, g=gain)[1], noise_std=SIGMA, gain=gain)
+    found = given.refine(3 + normal(400, 4, 4), sweeps=40, steps=4, generator=0)
+    exact = GaussianPosterior.from_statistics(given.statistics[0], SIGMA, gain**2 / 4)
+    for one in exact.whiten(found.draws).unbind(-1):
+        assert scipy.stats.kstest(one.flatten(), "norm").pvalue > 0.01
+    short = untrained().condition(recording(4, "gaussian", T=10, g=gain, trials=1)[1], gain=gain)
+    wide = short.refine(normal(400, 4, 4), sweeps=40, steps=4, generator=0).draws
+    direct = short.sample((400,), steps=4, generator=1)
+    same = [scipy.stats.ks_2samp(wide[:, i, j], direct[:, i, j]).pvalue for i in range(4) for j in range(4)]
+    assert min(same) > 0.01 / 16
+
+
+@pytest.mark.parametrize("known", [SIGMA, None])
+def test_several_recordings_are_refined_at_once(known):
+    """Of an untrained network: each comes to the Gaussian posterior of its own recording."""
+    gain = 1.2
+    recordings = [
+        recording(4, "gaussian", T=60, g=gain, trials=trials, seed=seed)[1] for seed, trials in ((1, 1), (2, 3))
+    ]
+    given = untrained().condition(recordings, noise_std=known, gain=gain)
+    found = given.refine(3 + normal(400, 2, 4, 4), sweeps=40, steps=4, generator=0)
+    assert found.draws.shape == (400, 2, 4, 4) and found.rho.shape == (40, 2)
+    direct = given.sample((400,), steps=4, generator=1)
+    same = scipy.stats.ks_2samp(found.draws.flatten(1).numpy(), direct.flatten(1).numpy(), axis=0).pvalue
+    assert same.min() > 0.01 / 32 and float((found.draws[:, 0].mean(0) - found.draws[:, 1].mean(0)).norm()) > 0.5
+
+
 @pytest.mark.parametrize("method", ["gibbs", "mmps", "pigdm", "dps"])
 def test_in_chaos_draws_from_anywhere_come_to_the_exact_posterior_or_it_is_said_that_they_do_not(method):
     """g = 2.5, T = 1000: directions are known to very different degrees. Told gain and family, the prior is normal."""
@@ -336,6 +374,18 @@ def test_a_prior_is_not_for_a_posterior_of_one_gain(posteriors, tmp_path, capsys
                 .refine(normal(4, 4, 4), prior=load_prior("dale"))
             ),
             "the family is known to be 'sparse', and the prior is of 'dale'; choose",
+        ),
+        (
+            lambda: untrained().condition(recording(4)[1]).refine(torch.zeros(4, 5, 5)),
+            r"draws must be \(draw, 4, 4\); got \(4, 5, 5\)",
+        ),
+        (
+            lambda: untrained().condition([recording(4)[1]]).refine(torch.zeros(4, 4, 4)),
+            r"draws must be \(draw, 1, 4, 4\)",
+        ),
+        (
+            lambda: untrained().condition([recording(4)[1]]).refine(torch.zeros(4, 1, 4, 4), method="mmps"),
+            "takes one recording at a time",
         ),
         (lambda: infer(recording(4)[1], draws=normal(4, 4, 4)), "draws are given to be refined: set refine"),
         (
