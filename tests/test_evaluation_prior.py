@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from neurosde.evaluation import prior_comparison
 from neurosde.evaluation.c2st import TwoSampleTest, c2st
 from neurosde.evaluation.evaluate_prior import fresh_sets
 from neurosde.evaluation.prior_comparison import evaluate_prior, thin
+from neurosde.evaluation.prior_figures import worst_statistics
 from neurosde.evaluation.weight_statistics import weight_statistics
 
 S, N = 100, 20
@@ -172,6 +174,18 @@ def test_the_classifier_detects_symmetric_samples_and_no_others():
     wrong = evaluate_prior((right + right.mT) / math.sqrt(2), fresh)
     assert wrong.c2st.accuracy > 0.97 and len(wrong.tests) == 3
     assert evaluate_prior(more, fresh).c2st.accuracy == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 120))
+
+
+def test_the_figure_has_a_panel_of_each_statistic_that_differs_and_no_other(without_classifier):
+    """Samples that are one of the fresh sets have ratios near 2/3; what is 1 of all matrices has the ratio 1."""
+    fresh = draws(count=3)
+    result = evaluate_prior(fresh[0], fresh)
+    same = ["density", "mixed columns"]
+    assert all(np.ptp([one.per_matrix[name] for one in result.fresh]) == 0 for name in same)
+    assert (result.table["ratio"][same] == 1).all() and (result.table["ratio"].drop(same) < 1).all()
+    for table, panels in ((result.table, 6), (result.table.loc[["gain", "mean", "kurtosis", *same]], 3)):
+        axes = worst_statistics(replace(result, table=table)).axes
+        assert len(axes) == panels and not {axis.get_title().partition("\n")[0] for axis in axes} & set(same)
 
 
 @pytest.fixture(scope="module")

@@ -78,11 +78,17 @@ def matrices(result: PriorEvaluation) -> Figure:
 
 
 def worst_statistics(result: PriorEvaluation) -> Figure:
-    """Histograms of the statistics of the largest ratios: samples, and the range and mean of the fresh sets."""
-    worst = result.table.sort_values("ratio", ascending=False, kind="stable")[:WORST]
+    """Histograms of the statistics of the largest ratios: samples, and the range and mean of the fresh sets.
+
+    Statistics that are the same in all sets, such as a density of 1, would only show an empty panel.
+    """
+    differing = result.table[result.table[["distance", "floor"]].any(axis=1)]
+    worst = differing.sort_values("ratio", ascending=False, kind="stable")[:WORST]
     figure = Figure(figsize=(9.6, 5.4), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
-    for axis, (name, row) in zip(axes, worst.iterrows(), strict=True):
+    for axis in axes[len(worst) :]:
+        axis.remove()
+    for axis, (name, row) in zip(axes, worst.iterrows(), strict=False):
         kind = "per_matrix" if row["kind"] == "per matrix" else "pooled"
         ours = getattr(result.samples, kind)[name]
         theirs = [getattr(one, kind)[name] for one in result.fresh]
