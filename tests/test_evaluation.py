@@ -1,6 +1,8 @@
 """Measures of recovery, calibration and prediction on cases whose answer is known; the report; the demo."""
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,10 +128,18 @@ def test_the_exact_posterior_is_held_against_itself_and_the_truth(tmp_path):
         assert float(results.mean_error) < 1.5 * float(results.mean_error_floor)
 
 
-def test_the_demo_can_be_run_again(demo, capsys):
-    assert main(["demo", "--out-dir", str(demo)]) == 0
+def test_the_demo_can_be_run_again(demo, monkeypatch, tmp_path, capsys):
+    """Over what the first run left, with fewer draws: all files but the dataset's are written anew."""
+    folder = Path(shutil.copytree(demo, tmp_path / "demo"))
+    made = {path: path.stat().st_mtime_ns for path in (folder / "posterior.nc", folder / "report" / "report.html")}
+    few = ["--draws", "32", "--steps", "8"]
+    monkeypatch.setattr("neurosde.demo.main", lambda words: main(words + few if words[0] == "infer" else words))
+    assert main(["demo", "--out-dir", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "complete already" in said and "report.html" in said
+    assert not [path for path, before in made.items() if path.stat().st_mtime_ns == before]
+    with xr.open_dataset(folder / "posterior.nc", group="posterior") as posterior:
+        assert posterior.sizes["draw"] == 32
 
 
 def test_evaluation_without_truth(demo, tmp_path, capsys):
