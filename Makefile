@@ -7,8 +7,12 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/neurosde demo
 
+# A file's tests stay together, for what they share; one thread each, as the processes are as many as the cores.
+# One after another: make test WORKERS=0
+WORKERS = logical
+
 test: .venv/julia
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
