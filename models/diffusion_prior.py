@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import as_generator
-from neurosde.datasets.ensembles import Sparse
+from neurosde.datasets.ensembles import ENSEMBLES, Sparse
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
 from neurosde.models.edm import DECISIVE, SIGMA_MIN, noise_levels
 from neurosde.models.graphed_network import GraphedNetwork
@@ -206,9 +206,9 @@ def may_be_sparse(config: PriorConfig, family: str | None) -> bool:
 
     Args:
         config: what a network was trained for.
-        family: name of the ensemble, where it is told.
+        family: name of the ensemble, where it is told; one of a user's own may have zeros.
     """
-    return config.sparse and family in (None, Sparse.name)
+    return config.sparse and (family == Sparse.name or family not in ENSEMBLES)
 
 
 def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:
