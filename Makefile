@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/neurosde demo
 
-# A file's tests stay together, for what they share; one thread each, as the processes are as many as the cores.
+# A file's tests stay together, for what they share; one thread each, as there is a process for each core, up to 8.
 # One after another: make test WORKERS=0
 WORKERS = logical
 

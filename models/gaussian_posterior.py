@@ -159,7 +159,7 @@ def gaussian_log_evidence(evidence: Evidence, variances: Tensor) -> Tensor:
         variances: v, shape (component,).
 
     Returns:
-        Log evidences up to one constant of each recording, shape (..., component).
+        Log evidences up to a constant of each recording and set of variances, shape (..., component).
     """
     v, r = variances.unsqueeze(-1), variances.max()
     eigenvalues = evidence.eigenvalues.unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""Refining draws of a trained posterior: the refiners ask what it knows, in the units that recordings suggest.
+"""Refining draws of a trained posterior: refiners are handed its denoisers, in the units that recordings suggest.
 
 Draws and likelihoods are in the units of W, a denoiser in those of J = W √N/g, where the gain g is that of each draw's
 recording. See `neurosde.models.split_gibbs` and `neurosde.models.guided_diffusion`.

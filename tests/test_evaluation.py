@@ -129,7 +129,7 @@ def test_the_exact_posterior_is_held_against_itself_and_the_truth(tmp_path):
 
 
 def test_the_demo_can_be_run_again(demo, monkeypatch, tmp_path, capsys):
-    """Over what the first run left, with fewer draws: all files but the dataset's are written anew."""
+    """Over what the first run left, with fewer draws: the posterior and the report are written anew."""
     folder = Path(shutil.copytree(demo, tmp_path / "demo"))
     made = {path: path.stat().st_mtime_ns for path in (folder / "posterior.nc", folder / "report" / "report.html")}
     few = ["--draws", "32", "--steps", "8"]

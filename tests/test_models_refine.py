@@ -24,6 +24,7 @@ from neurosde.models import (
     infer,
     load_prior,
     open_posterior,
+    posterior_refinement,
     save_posterior,
 )
 from neurosde.models.denoiser import PRESETS, PairNetwork
@@ -331,6 +332,17 @@ def test_the_command_takes_a_prior(posteriors, tmp_path, capsys):
     assert float((tree["posterior"]["weights"] == 0).mean()) > 0.3 > float((tree["unrefined"]["weights"] == 0).mean())
     assert main([*refine[:3], "nothing", *refine[4:]]) == 2
     assert "nothing is neither a file nor one of the priors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("families", "rounded"), [((), True), (("dale", "sparse"), False)])
+def test_zeros_of_a_prior_that_is_not_told_the_family_stay(families, rounded, monkeypatch):
+    """A prior of cubes may know wiring with gaps, whatever ensemble the posterior is told."""
+    network = PairNetwork(replace(PRESETS["tiny"], families=families))
+    prior = DiffusionPrior(network, PriorConfig(network.config, 1.2, (4, 8), sparse=True))
+    given = CFGPosterior.from_pretrained("base").condition(recording(4)[1], noise_std=SIGMA, family="dale")
+    monkeypatch.setattr(posterior_refinement, "with_exact_zeros", lambda J, _: torch.zeros_like(J))
+    found = given.refine(normal(4, 4, 4), prior=prior, sweeps=8, steps=4, generator=0).draws
+    assert bool((found == 0).all()) == rounded
 
 
 def test_a_prior_is_not_for_a_posterior_of_one_gain(posteriors, tmp_path, capsys):

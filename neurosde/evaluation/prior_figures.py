@@ -88,7 +88,7 @@ def worst_statistics(result: PriorEvaluation) -> Figure:
     axes = figure.subplots(2, 3).ravel()
     for axis in axes[len(worst) :]:
         axis.remove()
-    for axis, (name, row) in zip(axes, worst.iterrows(), strict=False):
+    for axis, (name, row) in zip(axes[: len(worst)], worst.iterrows(), strict=True):
         kind = "per_matrix" if row["kind"] == "per matrix" else "pooled"
         ours = getattr(result.samples, kind)[name]
         theirs = [getattr(one, kind)[name] for one in result.fresh]
