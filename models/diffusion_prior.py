@@ -206,9 +206,10 @@ def may_be_sparse(config: PriorConfig, family: str | None) -> bool:
 
     Args:
         config: what a network was trained for.
-        family: name of the ensemble, where it is told; one of a user's own may have zeros.
+        family: name of the ensemble, where it is known; a network of one ensemble is not told it.
     """
-    return config.sparse and (family == Sparse.name or family not in ENSEMBLES)
+    told = family if config.network.families else None
+    return config.sparse and (told == Sparse.name or told not in ENSEMBLES)
 
 
 def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,10 +10,10 @@ independent (`neurosde.datasets.entry_law`), and what is left of the scatter is 
 
 - of normal entries, about the structure's mean M and of variances v_ij, T is the mean of each row, M + (B − MΛ +
   (W_s − M)/s²)(Λ + I/s² + diag(1/v_i))⁻¹. Where all variances of a matrix are one, the gain need not be known: T is the
-  mean over what it may have been, given W_s and the recording, too. (An error of the
-  gain is one along W itself, a small one of each entry and a large one of that direction. `base` was trained without
-  this mean: of its denoising error for Gaussian weights of 50 neurons, without a recording and at s = 1, three quarters
-  lie in that one of 2500 directions, 0.36 standard deviations of what is open there.)
+  mean over what it may have been, given W_s and the recording, too. (An error of the gain is one along W itself, small
+  in each entry and large in that direction. Of a network that was trained without this mean, three quarters
+  of the denoising error for Gaussian weights of 50 neurons, without a recording and at s = 1, lay in that one of 2500
+  directions, 0.36 standard deviations of what is open there.)
 - of others, T_ij is an entry's mean given the rest of its row, which the recording ties it to: a normal likelihood of
   precision p = Λ_jj + 1/s² about (B_ij − Σ_{k≠j} W_ik Λ_kj + W_s,ij/s²)/p, and the entry's own law for prior. Without a
   recording there is no tie, and the rest says nothing. With one T is taken to W + (T − W) diag(P) (P + diag(P)/4)⁻¹,

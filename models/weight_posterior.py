@@ -226,11 +226,7 @@ class WeightPosterior:
             given=self._denoiser,
             prior=self._prior if prior is None else prior_in_units(prior, self.family),
             ask_given=prior is None,
-            sparse=(
-                may_be_sparse(self.model.config, self.family)
-                if prior is None
-                else may_be_sparse(prior.config, self.family if prior.families else None)
-            ),
+            sparse=may_be_sparse((self.model if prior is None else prior).config, self.family),
             log_prob=log_prob, generator=source, progress=progress,
         )  # fmt: skip
 
