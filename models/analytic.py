@@ -147,12 +147,30 @@ def _mean_share(power: Tensor, C: Tensor, v: Tensor, log_chances: Tensor) -> Ten
         v: v_k, shape (component, matrix).
         log_chances: log p_k, of the same shape.
     """
-    N, v = C.shape[-1], v.unsqueeze(-1)
+    share, log_odds = shrinkage(power, C, v, C.shape[-1])
+    return ((log_chances + log_odds).softmax(0).unsqueeze(-1) * share).sum(0)
+
+
+def shrinkage(power: Tensor, C: Tensor, v: Tensor, rows: Tensor | float) -> tuple[Tensor, Tensor]:
+    """What entries of another variance make of a posterior mean, and how likely they make what was seen.
+
+    Args:
+        power: |D₀|² along each direction, where D₀ is the posterior mean for entries of variance 1, shape (matrix,
+            direction).
+        C: posterior variances for the same entries, shape (matrix, direction).
+        v: variances, shape (component, matrix).
+        rows: how many rows each matrix has, shape () or (matrix,).
+
+    Returns:
+        C_k/C along each direction, shape (component, matrix, direction), and the logarithm of the likelihood, up to
+        what all components have in common, shape (component, matrix).
+    """
+    v = v.unsqueeze(-1)
     share = 1 / (1 + C * (1 / v - 1))
     # With M = D₀ C⁻¹, of tr(M C_k Mᵀ) what all components have in common is left out: of a precise recording it is all
     # but the last digits.
-    log_weights = log_chances + 0.5 * (power * share * (1 - 1 / v) + N * (share / v).log()).sum(-1)
-    return (log_weights.softmax(0).unsqueeze(-1) * share).sum(0)
+    along = power * share * (1 - 1 / v)
+    return share, 0.5 * (along.sum(-1) + torch.as_tensor(rows, device=C.device) * (share / v).log().sum(-1))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neurosde.models.eigen import eigh_of_many
 from neurosde.validation import check_positive, check_square
 
 SIGMA_MIN = 2e-3
@@ -78,7 +79,7 @@ class Evidence:
         precision, cross = precision.double(), cross.double()
         if not bool(precision.isfinite().all() and cross.isfinite().all()):
             raise ValueError("precision and cross must be finite; leave out transitions that are not.")
-        eigenvalues, vectors = torch.linalg.eigh(precision)
+        eigenvalues, vectors = eigh_of_many(precision)
         rounding = precision.shape[-1] * torch.finfo(torch.float64).eps * eigenvalues.abs().amax(-1, keepdim=True)
         if bool((eigenvalues < -rounding).any()):
             raise ValueError(

@@ -9,11 +9,11 @@ more is such a T. Given its gain and its structure (signs of columns, clusters, 
 independent (`neurosde.datasets.entry_law`), and what is left of the scatter is what structure is uncertain:
 
 - of normal entries, about the structure's mean M and of variances v_ij, T is the mean of each row, M + (B − MΛ +
-  (W_s − M)/s²)(Λ + I/s² + diag(1/v_i))⁻¹. Where all variances of a matrix are one, the gain need not be known: T is the
-  mean over what it may have been, given W_s and the recording, too. (An error of the gain is one along W itself, small
-  in each entry and large in that direction. Of a network that was trained without this mean, three quarters
-  of the denoising error for Gaussian weights of 50 neurons, without a recording and at s = 1, lay in that one of 2500
-  directions, 0.36 standard deviations of what is open there.)
+  (W_s − M)/s²)(Λ + I/s² + diag(1/v_i))⁻¹. The gain need not be known: T is the mean over what it may have been, given
+  W_s and the recording, too. (An error of the gain is one along W itself, small in each entry and large in that
+  direction. Of a network that was trained without this mean, three quarters of the denoising error for Gaussian weights
+  of 50 neurons, without a recording and at s = 1, lay in that one of 2500 directions, 0.36 standard deviations of what
+  is open there.)
 - of others, T_ij is an entry's mean given the rest of its row, which the recording ties it to: a normal likelihood of
   precision p = Λ_jj + 1/s² about (B_ij − Σ_{k≠j} W_ik Λ_kj + W_s,ij/s²)/p, and the entry's own law for prior. Without a
   recording there is no tie, and the rest says nothing. With one T is taken to W + (T − W) diag(P) (P + diag(P)/4)⁻¹,
@@ -37,8 +37,9 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.entry_law import EntryLaw
-from neurosde.models.analytic import scale_mixture_mean, uniform_gains
+from neurosde.models.analytic import COMPONENT_ENTRIES, scale_mixture_mean, shrinkage, uniform_gains
 from neurosde.models.edm import Evidence, fold
+from neurosde.models.eigen import eigh_of_many
 
 _DAMPING = 0.25
 
@@ -58,10 +59,10 @@ def structured_mean(law: EntryLaw, J: Tensor, x: Tensor, sigma: Tensor, evidence
     alike = law.scale.flatten(1).amax(1) == law.scale.flatten(1).amin(1)
     if bool((some := normal & alike).any()):
         T[some] = _alike_mean(law[some], x[some], sigma[some], evidence[some])
-    if evidence.vectors is None:
-        return T
     if bool((some := normal & ~alike).any()):
         T[some] = _row_means(law[some], x[some], sigma[some], evidence[some])
+    if evidence.vectors is None:
+        return T
     rest = ~normal
     if bool(rest.any()):
         P = fold(x[rest], sigma[rest], evidence[rest]).power(-1.0)
@@ -121,10 +122,30 @@ def _alike_mean(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> 
 
 
 def _row_means(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> Tensor:
-    """Mean of normal entries of any variances: one linear system for each row."""
-    vectors, noise = evidence.vectors, sigma.square()[:, None, None]
-    assert vectors is not None
-    precision = (vectors * evidence.eigenvalues.unsqueeze(-2)) @ vectors.mT
-    systems = precision.unsqueeze(1) + torch.diag_embed(1 / noise + law.scale.square().reciprocal())
-    cross = _about(law.mean, evidence) @ vectors.mT + (x - law.mean) / noise
-    return law.mean + torch.linalg.solve(systems, cross.unsqueeze(-1)).squeeze(-1)
+    """Mean of normal entries of any variances, over the gains that they may have been of.
+
+    In units of its entries' spreads a row is one of unit variance, and of another gain of one variance still. Rows of
+    one matrix whose spreads are the same have the same directions.
+    """
+    count, N = x.shape[:2]
+    noise = sigma.square()[:, None, None]
+    owner = torch.arange(count, dtype=x.dtype, device=x.device)[:, None, None].expand(count, N, 1)
+    spreads, row = torch.cat([owner, law.scale], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
+    matrix, spread = spreads[:, 0].long(), spreads[:, 1:]
+    total = torch.diag_embed(evidence.eigenvalues + 1 / noise.squeeze(-1))
+    precision = total if evidence.vectors is None else evidence.vectors @ total @ evidence.vectors.mT
+    tied, vectors = eigh_of_many(spread.unsqueeze(-1) * precision[matrix] * spread.unsqueeze(-2))
+    cross = _about(law.mean, evidence)
+    cross = (cross if evidence.vectors is None else cross @ evidence.vectors.mT) + (x - law.mean) / noise
+    C = 1 / (tied + 1)
+    mean = ((cross * law.scale).flatten(0, 1).unsqueeze(-2) @ vectors[row]).squeeze(-2) * C[row]
+    power = torch.zeros_like(C).index_add_(0, row, mean.square())
+    rows = torch.bincount(row, minlength=len(C))
+    variances, log_chances = uniform_gains(*law.gains.unbind(-1))
+    parts = variances[:, matrix].split(max(1, COMPONENT_ENTRIES // C.numel()))
+    log_odds = torch.cat([shrinkage(power, C, some, rows)[1] for some in parts])
+    chances = log_chances.clone().expand(-1, count).index_add(1, matrix, log_odds).softmax(0)[:, matrix].unsqueeze(-1)
+    shares = zip(chances.split([len(some) for some in parts]), parts, strict=True)
+    share = sum((chance * shrinkage(power, C, some, rows)[0]).sum(0) for chance, some in shares)
+    along = (mean * share[row]).unsqueeze(-2) @ vectors[row].mT
+    return law.mean + along.view_as(x) * law.scale

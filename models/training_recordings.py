@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +29,6 @@ from neurosde.models.training_data import VALIDATION_MATRICES, CubeMatrices, Dra
 from neurosde.solve import simulate_rate_network
 
 LENGTHS = 4  # of the recording of each network
-BATCHED = 32  # neurons up to which cuSOLVER decomposes many matrices at once
-PARTS = 64  # that many matrices are split into for the CPU's threads
 _CHUNK = {"cpu": 2**20, "cuda": 2**25}  # voltages simulated at a time
 
 
@@ -122,7 +119,7 @@ class SimulatedRecordings(DrawnMatrices):
         number = max(1, min(round(trials), c.transitions // times))
         xx, yx = simulated_sums(weights, number, lengths, dt, noise, current, generator)
         copies = len(lengths)
-        evidence = _decomposed(xx.flatten(0, 1), yx.flatten(0, 1))
+        evidence = Evidence.of(xx.flatten(0, 1), yx.flatten(0, 1))
         of_each = torch.stack([_rms_gain(kind, N, networks.gain) for kind in self.ensembles])
         gain = of_each.gather(0, (family - 1).unsqueeze(0))[0]
         law = EntryLaw.cat([networks.law] * copies)
@@ -163,7 +160,7 @@ class CubeRecordings(CubeMatrices):
         k = int(batch["cube"])
         family = torch.full((len(W),), self._family[k], device=W.device)
         gain = _rms_gain(self.ensembles[k], W.shape[-1], batch["gain"].to(W))
-        return _examples(Recordings(W, _decomposed(precision, cross), family, gain), self.config, self.gains, generator)
+        return _examples(Recordings(W, Evidence.of(precision, cross), family, gain), self.config, self.gains, generator)
 
 
 def recorded_data(config: PosteriorTraining) -> SimulatedRecordings | CubeRecordings:
@@ -254,32 +251,6 @@ def simulated_sums(
             h, time = voltage[..., -1, :].contiguous(), time + steps
         found.append((xx / variance, yx / variance))
     return torch.stack([one[0] for one in found]), torch.stack([one[1] for one in found])
-
-
-def _decomposed(precision: Tensor, cross: Tensor) -> Evidence:
-    """`Evidence.of` many recordings; from a GPU, larger ones on the CPU's threads, which were ten times as fast."""
-    if precision.device.type == "cpu":
-        return Evidence.of(precision, cross)
-    if precision.shape[-1] <= BATCHED:
-        try:
-            return Evidence.of(precision, cross)
-        except RuntimeError as error:  # seen of 200 000 small matrices, which the CPU decomposed
-            if "cusolver" not in str(error):
-                raise
-    return _by_threads(precision, cross)
-
-
-def _by_threads(precision: Tensor, cross: Tensor) -> Evidence:
-    device, parts = precision.device, max(1, min(PARTS, len(precision) // 8))
-    within = torch.get_num_threads()
-    torch.set_num_threads(1)  # of LAPACK in each of the threads, which would else be their number squared
-    try:
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(Evidence.of, precision.cpu().chunk(parts), cross.cpu().chunk(parts)))
-    finally:
-        torch.set_num_threads(within)
-    eigenvalues, vectors, along = zip(*((one.eigenvalues, one.vectors, one.cross) for one in found), strict=True)
-    return Evidence(*(torch.cat(each).to(device) for each in (eigenvalues, vectors, along)))
 
 
 def _lowest_and_highest(kind: Ensemble) -> tuple[float, float]:

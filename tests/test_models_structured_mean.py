@@ -101,6 +101,33 @@ def test_where_all_variances_are_one_the_gain_is_averaged_over(recorded):
 
 
 @pytest.mark.parametrize("recorded", [False, True])
+def test_of_any_variances_the_gain_is_averaged_over(recorded):
+    """By dense algebra for each of many gains: the mean, and the likelihood of what was seen."""
+    N, count, k = 6, 4, 2
+    J, law = drawn("block", count, N)
+    x, sigma, precision, cross = measured(J)
+    if not recorded:
+        precision, cross = torch.zeros_like(precision), torch.zeros_like(cross)
+    evidence = Evidence.of(precision, cross) if recorded else Evidence.none(N).expand((count,))
+    found = structured_mean(law, J, x, sigma, evidence)[k]
+    low, high = (float(end) for end in law.gains[k])
+    total = precision[k] + torch.eye(N, dtype=D) / sigma[k] ** 2
+    right = cross[k] + x[k] / sigma[k] ** 2
+    means, log_odds = [], []
+    for gain in np.linspace(low, high, 4001):
+        spread = gain * law.scale[k]
+        systems = total + torch.diag_embed(spread**-2)
+        mean = torch.linalg.solve(systems, right.unsqueeze(-1)).squeeze(-1)
+        means.append(mean)
+        log_odds.append(0.5 * (right * mean).sum() - 0.5 * systems.logdet().sum() - spread.abs().log().sum())
+    chances = torch.stack(log_odds).softmax(0)
+    expected = (chances[:, None, None] * torch.stack(means)).sum(0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    known = structured_mean(law.of_gains(*torch.ones(2, count, dtype=D)), J, x, sigma, evidence)[k]
+    assert float((known - expected).norm()) > 30 * float((found - expected).norm())
+
+
+@pytest.mark.parametrize("recorded", [False, True])
 def test_sparse_weights_whose_connections_are_all_there_are_gaussian(recorded):
     """Of one gain: each row by its normal equations."""
     N, count, kind = 5, 3, make_ensemble("sparse", gain=1.2, density=1.0)

@@ -14,7 +14,7 @@ from neurosde.datasets.ensembles import Dale, GainMixture, Gaussian, LowRank, Sp
 from neurosde.likelihood import transition_statistics
 from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.diffusion_prior import load_prior
-from neurosde.models.edm import Evidence, fold
+from neurosde.models.edm import fold
 from neurosde.models.network_denoiser import evaluate_network
 from neurosde.models.training import DenoiserModule, denoising_loss
 from neurosde.models.training_config import PosteriorTraining, PriorTraining, read_training
@@ -22,7 +22,6 @@ from neurosde.models.training_recordings import (
     LENGTHS,
     CubeRecordings,
     SimulatedRecordings,
-    _by_threads,
     simulated_sums,
 )
 from neurosde.models.training_run import TrainingRun, train_posterior
@@ -119,15 +118,6 @@ def test_each_network_is_seen_at_several_lengths():
     assert len(one.weights) == 40 and len(one.weights.unique(dim=0)) == 40 // LENGTHS
     traces = one.evidence.eigenvalues.sum(-1).view(LENGTHS, -1)
     assert bool((traces.diff(dim=0) > 0).all())
-
-
-def test_threads_decompose_as_one_does():
-    phi, y = torch.randn(2, 37, 9, 5, dtype=D, generator=generator())
-    threads = torch.get_num_threads()
-    one, other = (make(phi.mT @ phi, y.mT @ phi) for make in (Evidence.of, _by_threads))
-    assert torch.get_num_threads() == threads
-    for name in ("eigenvalues", "vectors", "cross"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
 def test_root_mean_square_gains():
