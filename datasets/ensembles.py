@@ -331,9 +331,14 @@ def make_ensemble(name: str, gain_high: float | None = None, **parameters: float
     return base if gain_high is None else GainMixture(base, gain_high)
 
 
+def base_of(ensemble: Ensemble) -> Ensemble:
+    """Return the ensemble of one gain that a mixture of gains is of; of one that is no mixture, itself."""
+    return ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+
+
 def is_gaussian(ensemble: Ensemble) -> bool:
     """Whether weights are iid Gaussian, but for a gain that may be unknown: sparse ones without a gap are, too."""
-    base = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+    base = base_of(ensemble)
     return isinstance(base, Gaussian) or (isinstance(base, Sparse) and base.density == 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from neurosde.models.edm import Evidence, fold
 from neurosde.validation import check_count, check_positive
 
 _GAINS = 512
+_NEAR, _ERRORS = 64, 8.0  # gains that a matrix may be of, and how many standard errors away they are at most
+_FEW = 400  # entries, whose standard error is not known
 COMPONENT_ENTRIES = 10_000_000  # matrix entries times components of a mixture that are in memory at a time
 
 
@@ -37,6 +40,9 @@ def mixture(variances: Tensor, probabilities: Tensor | None, name: str = "varian
     return variances, probabilities / probabilities.sum()
 
 
+_legendre = lru_cache(np.polynomial.legendre.leggauss)  # nodes and weights between -1 and 1
+
+
 def gain_quadrature(low: float, high: float, points: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss–Legendre quadrature over a gain that is uniform between `low` and `high`.
 
@@ -47,7 +53,7 @@ def gain_quadrature(low: float, high: float, points: int) -> tuple[Tensor, Tenso
     check_count(points, "points")
     if high <= low:
         raise ValueError(f"high must exceed low = {low}; got {high}.")
-    nodes, weights = np.polynomial.legendre.leggauss(points)
+    nodes, weights = _legendre(points)
     return low + (high - low) * (torch.from_numpy(nodes) + 1) / 2, torch.from_numpy(weights) / 2
 
 
@@ -65,6 +71,45 @@ def uniform_gains(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     share = (torch.arange(count, dtype=low.dtype, device=low.device).view(-1, *(1,) * low.ndim) + 0.5) / count
     gains = low * (high / low) ** share
     return gains.square(), gains.log()
+
+
+def gains_near(x: Tensor, sigma: Tensor, variance: float, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Gains that a noisy matrix may be of, out of those between `low` and `high`, and logarithms of probabilities.
+
+    The mean square of its entries tells the gain, to within the error that the spread of their squares makes. What all
+    of a matrix tells is no less precise, so that gains farther away than `_ERRORS` of these errors are of no weight.
+    Between them nodes are those of Gauss–Legendre quadrature over the logarithm.
+
+    Args:
+        x: J_s, shape (..., post, pre).
+        sigma: noise level, shape () or (...).
+        variance: mean square of an entry of J at gain 1.
+        low: lowest gain.
+        high: highest gain; the gain is uniform between them.
+
+    Returns:
+        Gains, shape (component, ...), and the logarithm of each one's probability up to a constant, of the same shape.
+    """
+    squares = x.detach().double().square().flatten(-2)
+    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).square()
+    count = squares.shape[-1]
+    about, error = (
+        squares.mean(-1) - s2,
+        _ERRORS * squares.std(-1) / math.sqrt(count) + (math.inf if count <= _FEW else 0),
+    )
+    wide = math.log(high / low)
+
+    def log_gain(mean_square: Tensor) -> Tensor:  # over the lowest
+        return (0.5 * (mean_square / (variance * low**2)).clamp(min=1.0).log()).clamp(max=wide)
+
+    first, last = log_gain(about - error), log_gain(about + error)
+    least = wide / _NEAR  # of gains at an end of the range, where the mean square is beyond it
+    last = torch.maximum(last, (first + least).clamp(max=wide))
+    first = torch.minimum(first, last - least)
+    axes = (-1, *(1,) * first.ndim)
+    nodes, weights = (torch.from_numpy(one).to(x.device).view(axes) for one in _legendre(_NEAR))
+    log_gains = math.log(low) + first + (last - first) * (nodes + 1) / 2
+    return log_gains.exp(), log_gains + weights.log()
 
 
 class ScaleMixtureDenoiser:
@@ -242,23 +287,41 @@ class SpikeAndSlabMixtureDenoiser:
         return cls(density, gains.square() / density, weights)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return E[J | J_s = x], shape (..., post, pre). Some components are in memory at a time."""
-        x = x.double()
-        s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
-        mean = torch.zeros_like(x)
-        log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
-        known = self.probabilities > 0
-        size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
-        some = self.variances[known].split(size), self.probabilities[known].log().split(size)
-        for variances, chances in zip(*some, strict=True):
-            v = variances.to(x.device).view(-1, *(1,) * x.ndim)
-            log_odds = _slab_log_odds(x, s2, self.density, v)
-            # Up to Π (1 − π) N(x; s²):
-            log_weight = chances.to(x.device).view(-1, *(1,) * (x.ndim - 2)) + softplus(log_odds).sum((-1, -2))
-            log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
-            share = (log_weight - log_total).exp()[..., None, None]
-            mean += (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
-        return mean
+        """Return E[J | J_s = x], shape (..., post, pre)."""
+        axes = (-1, *(1,) * (x.ndim - 2))
+        v, chances = (one.to(x.device).view(axes) for one in (self.variances, self.probabilities))
+        return slab_mixture_mean(self.density, x, sigma, v, chances.log())
+
+
+def slab_mixture_mean(density: float, x: Tensor, sigma: Tensor, variances: Tensor, log_chances: Tensor) -> Tensor:
+    """E[J | J_s = x] of sparse weights whose connections have one of several variances.
+
+    See `SpikeAndSlabMixtureDenoiser`. Some components are in memory at a time.
+
+    Args:
+        density: probability of a connection, below 1.
+        x: J_s, shape (..., post, pre).
+        sigma: noise level, shape () or (...).
+        variances: v_k of the connections that exist, shape (component, ...) or what broadcasts to it.
+        log_chances: log p_k up to a constant, of the same shape.
+
+    Returns:
+        Shape (..., post, pre), float64.
+    """
+    x = x.double()
+    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+    mean = torch.zeros_like(x)
+    log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
+    size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
+    for some, chances in zip(variances.split(size), log_chances.split(size), strict=True):
+        v = some[..., None, None]
+        log_odds = _slab_log_odds(x, s2, density, v)
+        # Up to Π (1 − π) N(x; s²):
+        log_weight = chances + softplus(log_odds).sum((-1, -2))
+        log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
+        share = (log_weight - log_total).exp()[..., None, None]
+        mean += (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
+    return mean
 
 
 def _slab_log_odds(x: Tensor, s2: Tensor, density: float, variance: Tensor | float) -> Tensor:

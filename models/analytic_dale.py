@@ -52,28 +52,45 @@ class DaleDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[J | J_s = x], shape (..., post, pre)."""
-        N, batch = x.shape[-1], x.shape[:-2]
-        flat = x.double().reshape(-1, N, N)
-        s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(batch).reshape(-1, 1, 1).square()
-        columns = self.ensemble.column_scales(N).to(x.device) * math.sqrt(N)
-        inhibiting = int((columns < 0).sum())
-        signs = torch.stack([columns.max(), columns.min()])
-        mean = torch.zeros_like(flat)
-        log_total = flat.new_full((len(flat),), -math.inf)  # of the gains so far
-        known = self.probabilities > 0
-        size = max(1, COMPONENT_ENTRIES // max(1, flat.numel()))
-        some = self.gains[known].split(size), self.probabilities[known].log().split(size)
-        for gains, chances in zip(*some, strict=True):
-            scale = gains.to(x.device)[:, None, None, None]
-            (excited, logs), (inhibited, others) = (_one_sided(scale * sign, flat, s2) for sign in signs)
-            odds = others - logs  # (gain, matrix, pre)
-            log_e, inhibits = _of_so_many(odds, inhibiting)
-            log_weight = chances.to(x.device)[:, None] + logs.sum(-1) + log_e
-            log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
-            share = (log_weight - log_total).exp()  # (gain, matrix), of all so far
-            found = excited + inhibits.unsqueeze(-2) * (inhibited - excited)
-            mean += (share[..., None, None] * (found - mean)).sum(0)
-        return mean.view(x.shape)
+        axes = (-1, *(1,) * (x.ndim - 2))
+        gains, chances = (one.to(x.device).view(axes) for one in (self.gains, self.probabilities))
+        return dale_mean(self.ensemble, x, sigma, gains, chances.log())
+
+
+def dale_mean(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor, log_chances: Tensor) -> Tensor:
+    """E[J | J_s = x] of weights of one sign per column, and of one of several gains. See `DaleDenoiser`.
+
+    Args:
+        ensemble: the law of the weights; its own gain plays no part.
+        x: J_s, shape (..., post, pre).
+        sigma: noise level, shape () or (...).
+        gains: in units of g_rms, shape (component, ...) or what broadcasts to it.
+        log_chances: logarithms of their probabilities up to a constant, of the same shape.
+
+    Returns:
+        Shape (..., post, pre), float64. Some gains are in memory at a time.
+    """
+    N, batch = x.shape[-1], x.shape[:-2]
+    flat = x.double().reshape(-1, N, N)
+    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(batch).reshape(-1, 1, 1).square()
+    columns = ensemble.column_scales(N).to(x.device) * math.sqrt(N)
+    inhibiting = int((columns < 0).sum())
+    signs = torch.stack([columns.max(), columns.min()])
+    mean = torch.zeros_like(flat)
+    log_total = flat.new_full((len(flat),), -math.inf)  # of the gains so far
+    of_each = (one.expand(-1, *batch).reshape(len(one), -1) for one in (gains, log_chances))
+    size = max(1, COMPONENT_ENTRIES // max(1, flat.numel()))
+    for some, chances in zip(*(one.split(size) for one in of_each), strict=True):
+        scale = some[..., None, None]
+        (excited, logs), (inhibited, others) = (_one_sided(scale * sign, flat, s2) for sign in signs)
+        odds = others - logs  # (gain, matrix, pre)
+        log_e, inhibits = _of_so_many(odds, inhibiting)
+        log_weight = chances + logs.sum(-1) + log_e
+        log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
+        share = (log_weight - log_total).exp()  # (gain, matrix), of all so far
+        found = excited + inhibits.unsqueeze(-2) * (inhibited - excited)
+        mean += (share[..., None, None] * (found - mean)).sum(0)
+    return mean.view(x.shape)
 
 
 def _one_sided(scale: Tensor, x: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, replace
 
-from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, LowRank, Sparse, is_gaussian
-from neurosde.models.analytic import ScaleMixtureDenoiser, SpikeAndSlabMixtureDenoiser
-from neurosde.models.analytic_dale import DaleDenoiser
+import torch
+from torch import Tensor
+
+from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, LowRank, Sparse, base_of, is_gaussian
+from neurosde.models.analytic import (
+    ScaleMixtureDenoiser,
+    SpikeAndSlabMixtureDenoiser,
+    gains_near,
+    slab_mixture_mean,
+    uniform_gains,
+)
+from neurosde.models.analytic_dale import DaleDenoiser, dale_mean
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.edm import Denoiser
 
-# Of the quadrature over gains, for each neuron: from 0.8 to 2 they are no farther apart than 0.7 of how well a gain is
-# known.
-POINTS = 3
+CLOSED = (Gaussian, Sparse, Dale)  # ensembles whose best denoiser is known in closed form
 
 
-def best_denoiser(ensemble: Ensemble, gain_rms: float, N: int) -> Denoiser:
+def in_closed_form(ensemble: Ensemble) -> bool:
+    """Whether the best denoiser of an ensemble, of one gain or a mixture, is known in closed form."""
+    return isinstance(base_of(ensemble), CLOSED)
+
+
+def best_denoiser(ensemble: Ensemble, gain_rms: float) -> Denoiser:
     """Return E[J | J_s] of an ensemble, J = W √N/g_rms.
 
     Args:
         ensemble: Gaussian, sparse, low-rank weights or Dale's law, of one gain or a mixture.
         gain_rms: g_rms, the unit.
-        N: most neurons that it will be asked about: the more, the closer gains must be in a quadrature over them.
 
     Raises:
         ValueError: it is not known for this ensemble.
     """
-    base: Ensemble = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
-    if not isinstance(base, Gaussian | Sparse | LowRank | Dale):
-        known = ", ".join(kind.name for kind in (Gaussian, Sparse, LowRank, Dale))
+    base = base_of(ensemble)
+    if not isinstance(base, LowRank | Gaussian | Sparse | Dale):
+        known = ", ".join(kind.name for kind in (*CLOSED, LowRank))
         raise ValueError(f"the best denoiser is known for the ensembles {known}; got {base.name}.")
-    low, points = base.gain / gain_rms, max(32, POINTS * N)
+    low = base.gain / gain_rms
     high = ensemble.gain_high / gain_rms if isinstance(ensemble, GainMixture) else low
     fixed = torch.tensor([low], dtype=torch.float64)
     if is_gaussian(base):
-        return ScaleMixtureDenoiser.of_gains(low, high, points) if high > low else ScaleMixtureDenoiser(fixed.square())
+        variances, log_chances = uniform_gains(fixed[0], fixed.new_tensor(high))
+        return ScaleMixtureDenoiser(variances, log_chances.exp())
+    if isinstance(base, Sparse | Dale) and high > low:
+        return _OfAnyGain(base, low, high)
     if isinstance(base, Sparse):
-        if high > low:
-            return SpikeAndSlabMixtureDenoiser.of_gains(low, high, base.density, points)
         return SpikeAndSlabMixtureDenoiser(base.density, fixed.square() / base.density)
     if isinstance(base, Dale):
-        return DaleDenoiser.of_gains(low, high, base, points) if high > low else DaleDenoiser(base, fixed)
+        return DaleDenoiser(base, fixed)
     assert isinstance(base, LowRank)
     strength = base.strength / gain_rms
     if high > low:
         return SpikedDenoiser.of_gains(low, high, strength, base.rank)
     return SpikedDenoiser(fixed.square(), strength, base.rank)
+
+
+@dataclass(frozen=True)
+class _OfAnyGain:
+    """Sparse weights or Dale's law, of a gain that is uniform over a range, in units of g_rms."""
+
+    ensemble: Sparse | Dale
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        kind, N = self.ensemble, x.shape[-1]
+        gains, log_chances = gains_near(x, sigma, N * replace(kind, gain=1.0).variance(N), self.low, self.high)
+        if isinstance(kind, Dale):
+            return dale_mean(kind, x, sigma, gains, log_chances)
+        return slab_mixture_mean(kind.density, x, sigma, gains.square() / kind.density, log_chances)

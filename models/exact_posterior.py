@@ -38,7 +38,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse
+from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse, base_of
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
 from neurosde.models.gaussian_posterior import gaussian_log_evidence
@@ -148,7 +148,7 @@ def gain_nodes(ensemble: Ensemble) -> tuple[Tensor, Tensor]:
 
 
 def _base(ensemble: Ensemble) -> FixedGain:
-    base = ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+    base = base_of(ensemble)
     assert isinstance(base, FixedGain)
     return base
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.ensemble_options import plain_parameters
-from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, Sparse
-from neurosde.models.best_denoiser import best_denoiser
+from neurosde.datasets.ensembles import Ensemble
+from neurosde.models.best_denoiser import CLOSED, best_denoiser, in_closed_form
 from neurosde.models.diffusion_prior import DiffusionPrior, load_prior
 from neurosde.models.edm import Denoiser
 from neurosde.models.graphed_network import GraphedNetwork
@@ -69,14 +69,13 @@ class Teachers:
 
     def _teacher(self, name: str, kind: Ensemble) -> Denoiser:
         if name == EXACT:
-            base = kind.base if isinstance(kind, GainMixture) else kind
-            if not isinstance(base, Gaussian | Sparse | Dale):
-                closed = ", ".join(one.name for one in (Gaussian, Sparse, Dale))
+            if not in_closed_form(kind):
+                closed = ", ".join(one.name for one in CLOSED)
                 raise ValueError(
                     f"the best denoiser is known in closed form for the ensembles {closed}; got {kind.name}. Give a "
                     "trained prior as its teacher."
                 )
-            return _Best(kind, self.gain_rms, self.sizes)
+            return best_denoiser(kind, self.gain_rms)
         prior = load_prior(name)
         if (knows := prior.config.training.get("ensembles")) != [plain_parameters(kind)]:
             raise ValueError(
@@ -91,16 +90,6 @@ class Teachers:
             )
         # Matrices of a batch are shared out evenly over the ensembles, but for one: two shapes for each size.
         return _Trained(prior, prior.config.gain_rms / self.gain_rms, 2 * len(self.sizes))
-
-
-class _Best:
-    """Best denoisers of an ensemble, one for each number of neurons."""
-
-    def __init__(self, kind: Ensemble, gain_rms: float, sizes: Sequence[int]) -> None:
-        self._of = {N: best_denoiser(kind, gain_rms, N) for N in sizes}
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._of[x.shape[-1]](x, sigma)
 
 
 class _Trained:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import BrownianPath
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, base_of
 from neurosde.datasets.entry_law import EntryLaw
 from neurosde.datasets.loaders import CubeDataset
 from neurosde.models.edm import Evidence
@@ -272,7 +272,7 @@ def _range_of_gains(ensembles: Sequence[Ensemble], sizes: Sequence[int]) -> tupl
 
 def _rms_gain(kind: Ensemble, N: int, gains: Tensor) -> Tensor:
     """Root mean square gain √(N E W²) = √(a + b g²) of an ensemble, given its gains g."""
-    base = kind.base if isinstance(kind, GainMixture) else kind
+    base = base_of(kind)
     assert isinstance(base, FixedGain)
     one, two = (N * replace(base, gain=gain).variance(N) for gain in (1.0, 2.0))
     b = (two - one) / 3

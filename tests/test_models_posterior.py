@@ -7,50 +7,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from posteriors import DT, FAMILIES, GAIN, SIGMA, D, model_of, network_of, recording_of
 
-from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.datasets.recordings import Recording
 from neurosde.likelihood import transition_statistics
 from neurosde.models import GaussianPosterior, ScaleMixtureDenoiser, load_prior
-from neurosde.models.denoiser import PRESETS, PairNetwork
-from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
+from neurosde.models.denoiser import PairNetwork
+from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.edm import Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import evidence_gain, sample_noise_scales
-from neurosde.models.gaussian_posterior import gaussian_log_evidence
 from neurosde.models.network_denoiser import Told, evaluate_network
 from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.samplers import sample
-from neurosde.solve import simulate_rate_network
-
-D = torch.float64
-SIGMA, DT, GAIN = 0.3, 0.1, 1.2
-FAMILIES = ("gaussian", "dale")
-
-
-def network_of(trained=True, seed=0, **changes):
-    """A tiny network in float64; "trained" is one whose zero weights are random instead."""
-    config = replace(PRESETS["tiny"], families=FAMILIES, recordings=True, **changes)
-    torch.manual_seed(seed)
-    network = PairNetwork(config).double()
-    if trained:
-        for parameter in network.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return network.eval()
-
-
-def model_of(**options):
-    network = network_of(**options)
-    return CFGPosterior(network, PosteriorConfig(network.config, 1.5, (4, 20), gains=(0.3, 3.0)))
-
-
-def recording_of(N=6, T=60, trials=2, seed=0, gain=GAIN):
-    generator = torch.Generator().manual_seed(seed)
-    W = gain / math.sqrt(N) * torch.randn(N, N, generator=generator, dtype=D)
-    h0 = torch.randn(trials, N, generator=generator, dtype=D)
-    x, h = simulate_rate_network(W, h0, T, DT, 1.0, noise_std=SIGMA, return_h=True, generator=generator)
-    return W, x, transition_statistics(voltage=h, dt=DT)
 
 
 def evidence_of(N, batch=(), count=7):
@@ -122,76 +91,6 @@ def test_an_untrained_one_is_the_exact_gaussian_posterior(scale):
     assert float((variance - 1).abs().max()) < 4 * math.sqrt(2 / 12_000)
     correlation = torch.corrcoef(whitened.flatten(1).mT) - torch.eye(36, dtype=D)
     assert float(correlation.abs().max()) < 5 / math.sqrt(2000)
-
-
-@pytest.mark.parametrize("gain", [None, 0.9])
-def test_weights_told_to_be_gaussian_have_their_exact_posterior(gain):
-    """Whatever the network says: mean and draws beside those of a quadrature over the gain."""
-    _, _, statistics = recording_of(T=12)
-    network = network_of()
-    trained = {"ensembles": [{"name": "dale", "gain": 9.0}, {"name": "gaussian", "gain": 0.3, "gain_high": 3.0}]}
-    config = PosteriorConfig(network.config, 1.5, (4, 20), training=trained, gains=(0.3, 9.0))
-    posterior = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="gaussian", gain=gain)
-    evidence, N = posterior._most_probable(1)[0, 0], 6
-    middles = 0.3 + 2.7 * (torch.arange(20_000, dtype=D) + 0.5) / 20_000
-    gains = middles if gain is None else torch.tensor([gain], dtype=D)
-    v = gains.square() / N
-    chances = gaussian_log_evidence(evidence, v).softmax(-1)
-    folded = fold(torch.zeros(len(v), N, N, dtype=D), math.inf, evidence, v)
-    step = (
-        0.0045  # of the quadrature over log gain, in which log p bends by 2 N² at most: its error is step²/24 of that
-    )
-    expected = (chances[:, None, None] * folded.posterior_mean).sum(0)
-    torch.testing.assert_close(posterior.mean, expected, rtol=0, atol=step**2 / 24 * 2 * N**2)
-    draws = 2000
-    drawn = posterior.sample((draws,), generator=1)
-    k = torch.multinomial(chances, 10 * draws, replacement=True, generator=torch.Generator().manual_seed(2))
-    exact = folded.mean[k] + folded.variances[k].sqrt().unsqueeze(-2) * torch.randn(len(k), N, N, dtype=D)
-    along = drawn @ evidence.vectors
-    for one, other in zip(
-        (along.flatten(1).norm(dim=1), *along.mT.norm(dim=2).mT),
-        (exact.flatten(1).norm(dim=1), *exact.mT.norm(dim=2).mT),
-        strict=True,
-    ):
-        assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3
-    if gain is None:
-        untold = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA).mean
-        assert float((untold - posterior.mean).norm()) > 0.01 * float(posterior.mean.norm())
-
-
-@pytest.mark.parametrize(("density", "exact"), [(1.0, True), (0.5, False)])
-def test_sparse_weights_whose_connections_are_all_there_are_gaussian(density, exact):
-    """Told the gain they have the exact Gaussian mean, whatever the network says; else that of Gaussian ones."""
-    _, _, statistics = recording_of(T=12)
-    network = network_of()
-    config = replace(network.config, families=("gaussian", "sparse"))
-    kinds = [make_ensemble("gaussian", 3.0, gain=0.3), make_ensemble("sparse", 3.0, gain=0.3, density=density)]
-    trained = {"ensembles": [plain_parameters(kind) for kind in kinds]}
-    model = CFGPosterior(network, PosteriorConfig(config, 1.5, (4, 20), training=trained, gains=(0.3, 3.0)))
-    expected = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 6).mean
-    found = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="sparse").mean
-    assert exact == bool(torch.isclose(found, expected, rtol=1e-3, atol=1e-3).all())
-    told = [model.condition(statistics, noise_std=SIGMA, family=name).mean for name in ("gaussian", "sparse")]
-    assert exact == torch.equal(*told)
-
-
-def test_weights_told_to_be_gaussian_are_never_0():
-    """Of a network that has seen sparse weights: as many are small as the exact posterior has, and none is rounded."""
-    _, _, statistics = recording_of(N=4, T=10, trials=1)
-    network, count = network_of(), 2000
-    model = CFGPosterior(network, PosteriorConfig(network.config, 1.5, (4, 20), sparse=True, gains=(0.3, 3.0)))
-    told = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="gaussian")
-    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
-    small = 0.01 * GAIN / 2
-    mean, sd = exact.mean.numpy(), exact.sd.numpy()
-    chance = scipy.stats.norm.cdf(small, mean, sd) - scipy.stats.norm.cdf(-small, mean, sd)
-    drawn = told.sample((count,), steps=6, generator=0)
-    for weights in (drawn, told.refine(drawn, sweeps=8, steps=4, generator=1).draws):
-        assert not (weights == 0).any()
-        excess = int((weights.abs() < small).sum()) - count * chance.sum()
-        assert abs(excess) < 4 * math.sqrt(2 * count * chance.sum())  # entries of a row are not independent
-    untold = model.condition(statistics, noise_std=SIGMA, gain=GAIN)
-    assert (untold.sample((count,), steps=6, generator=0) == 0).any()
 
 
 def test_the_sampler_is_exact_for_any_evidence():

@@ -68,8 +68,8 @@ def test_benchmarks_print_tables_and_write_data(tmp_path, capsys):
 
 
 def test_what_the_best_denoiser_is_not_known_for(capsys):
-    with pytest.raises(ValueError, match="known for the ensembles gaussian, sparse, low-rank, dale; got block"):
-        best_denoiser(make_ensemble("block"), 1.0, 8)
+    with pytest.raises(ValueError, match="known for the ensembles gaussian, sparse, dale, low-rank; got block"):
+        best_denoiser(make_ensemble("block"), 1.0)
     assert main(["benchmark", "denoising", "all"]) == 2
     assert "name one of the ensembles" in capsys.readouterr().err
 
@@ -77,7 +77,7 @@ def test_what_the_best_denoiser_is_not_known_for(capsys):
 @pytest.mark.parametrize("name", ["gaussian", "sparse", "dale"])
 def test_fixed_gains_are_the_limit_of_narrow_ranges(name):
     x, sigma = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor(0.7)
-    fixed, narrow = (best_denoiser(make_ensemble(name, high, gain=1.2), 1.5, 5) for high in (None, 1.2 * (1 + 1e-7)))
+    fixed, narrow = (best_denoiser(make_ensemble(name, high, gain=1.2), 1.5) for high in (None, 1.2 * (1 + 1e-7)))
     torch.testing.assert_close(fixed(x, sigma), narrow(x, sigma), rtol=1e-4, atol=1e-4)
 
 
@@ -88,8 +88,8 @@ def test_sparse_weights_whose_connections_are_all_there_are_gaussian(high):
     x = torch.randn(3, 5, 5, dtype=torch.float64, generator=generator)
     sigma = torch.tensor([0.1, 0.7, 5.0], dtype=torch.float64)
     full, near = (make_ensemble("sparse", high, gain=1.2, density=density) for density in (1.0, 1 - 1e-9))
-    found, teachers = best_denoiser(full, 1.5, 5)(x, sigma), Teachers(("exact",), (full,), 1.5, (5,))
-    torch.testing.assert_close(found, best_denoiser(near, 1.5, 5)(x, sigma), rtol=1e-6, atol=1e-6)
+    found, teachers = best_denoiser(full, 1.5)(x, sigma), Teachers(("exact",), (full,), 1.5, (5,))
+    torch.testing.assert_close(found, best_denoiser(near, 1.5)(x, sigma), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found, teachers.mean(x, sigma, torch.zeros(3, dtype=torch.long)))
     if high is None:
         v = (1.2 / 1.5) ** 2

@@ -28,7 +28,7 @@ def test_each_is_asked_about_its_own_ensemble_in_its_own_unit():
     unit, sigma = 1.3, torch.tensor([0.2, 1.0, 3.0, 9.0], dtype=D)
     x, index = normal(4, 10, 10), torch.tensor([1, 0, 0, 1])
     found = Teachers(("exact", "dale"), (SPARSE, DALE), unit, (10, 12)).mean(x, sigma, index)
-    torch.testing.assert_close(found[1:3], best_denoiser(SPARSE, unit, 10)(x[1:3], sigma[1:3]))
+    torch.testing.assert_close(found[1:3], best_denoiser(SPARSE, unit)(x[1:3], sigma[1:3]))
     prior = load_prior("dale")
     W, s = x[[0, 3]] * unit / math.sqrt(10), sigma[[0, 3]] * unit / math.sqrt(10)
     with torch.no_grad():

@@ -85,11 +85,11 @@ def denoising_benchmark(prior: DiffusionPrior, config: DenoisingBenchmark, check
     ensemble = trained_ensemble(prior, c.family)
     family = c.family if prior.config.network.families else None
     trained = prior.denoiser(family)
+    best = best_denoiser(ensemble, prior.config.gain_rms)
     found = np.empty((3, len(c.sizes), len(c.sigmas)))
     with tqdm(total=found[0].size, unit="cell", disable=None) as progress:
         for i, N in enumerate(c.sizes):
             source = torch.Generator(prior.device).manual_seed(c.seed)
-            best = best_denoiser(ensemble, prior.config.gain_rms, N)
             J = ensemble.sample_weights(c.matrices, N, source) / prior.scale(N)
             for j, sigma in enumerate(c.sigmas):
                 x = J + sigma * torch.randn(J.shape, generator=source, dtype=J.dtype, device=J.device)

@@ -1,0 +1,146 @@
+"""Where the answer is known in closed form the network is not asked."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import scipy.stats
+import torch
+from posteriors import GAIN, SIGMA, D, network_of, recording_of
+
+from neurosde.datasets.ensemble_options import plain_parameters
+from neurosde.datasets.ensembles import make_ensemble
+from neurosde.models import DaleDenoiser, GaussianPosterior, SpikeAndSlabMixtureDenoiser, best_denoiser
+from neurosde.models.conditioned_denoiser import conditioned_denoiser, prior_denoiser
+from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
+from neurosde.models.edm import Evidence, fold
+from neurosde.models.empirical_bayes import evidence_gain
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
+
+
+@pytest.mark.parametrize("gain", [None, 0.9])
+def test_weights_told_to_be_gaussian_have_their_exact_posterior(gain):
+    """Whatever the network says: mean and draws beside those of a quadrature over the gain."""
+    _, _, statistics = recording_of(T=12)
+    network = network_of()
+    trained = {"ensembles": [{"name": "dale", "gain": 9.0}, {"name": "gaussian", "gain": 0.3, "gain_high": 3.0}]}
+    config = PosteriorConfig(network.config, 1.5, (4, 20), training=trained, gains=(0.3, 9.0))
+    posterior = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="gaussian", gain=gain)
+    evidence, N = posterior._most_probable(1)[0, 0], 6
+    middles = 0.3 + 2.7 * (torch.arange(20_000, dtype=D) + 0.5) / 20_000
+    gains = middles if gain is None else torch.tensor([gain], dtype=D)
+    v = gains.square() / N
+    chances = gaussian_log_evidence(evidence, v).softmax(-1)
+    folded = fold(torch.zeros(len(v), N, N, dtype=D), math.inf, evidence, v)
+    # Of the quadrature over log gain, in which log p bends by 2 N² at most: its error is step²/24 of that.
+    step = 0.0045
+    expected = (chances[:, None, None] * folded.posterior_mean).sum(0)
+    torch.testing.assert_close(posterior.mean, expected, rtol=0, atol=step**2 / 24 * 2 * N**2)
+    draws = 2000
+    drawn = posterior.sample((draws,), generator=1)
+    k = torch.multinomial(chances, 10 * draws, replacement=True, generator=torch.Generator().manual_seed(2))
+    exact = folded.mean[k] + folded.variances[k].sqrt().unsqueeze(-2) * torch.randn(len(k), N, N, dtype=D)
+    along = drawn @ evidence.vectors
+    for one, other in zip(
+        (along.flatten(1).norm(dim=1), *along.mT.norm(dim=2).mT),
+        (exact.flatten(1).norm(dim=1), *exact.mT.norm(dim=2).mT),
+        strict=True,
+    ):
+        assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3
+    if gain is None:
+        untold = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA).mean
+        assert float((untold - posterior.mean).norm()) > 0.01 * float(posterior.mean.norm())
+
+
+@pytest.mark.parametrize(("density", "exact"), [(1.0, True), (0.5, False)])
+def test_sparse_weights_whose_connections_are_all_there_are_gaussian(density, exact):
+    """Told the gain they have the exact Gaussian mean, whatever the network says; else that of Gaussian ones."""
+    _, _, statistics = recording_of(T=12)
+    network = network_of()
+    config = replace(network.config, families=("gaussian", "sparse"))
+    kinds = [make_ensemble("gaussian", 3.0, gain=0.3), make_ensemble("sparse", 3.0, gain=0.3, density=density)]
+    trained = {"ensembles": [plain_parameters(kind) for kind in kinds]}
+    model = CFGPosterior(network, PosteriorConfig(config, 1.5, (4, 20), training=trained, gains=(0.3, 3.0)))
+    expected = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 6).mean
+    found = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="sparse").mean
+    assert exact == bool(torch.isclose(found, expected, rtol=1e-3, atol=1e-3).all())
+    told = [model.condition(statistics, noise_std=SIGMA, family=name).mean for name in ("gaussian", "sparse")]
+    assert exact == torch.equal(*told)
+
+
+def test_weights_told_to_be_gaussian_are_never_0():
+    """Of a network that has seen sparse weights: as many are small as the exact posterior has, and none is rounded."""
+    _, _, statistics = recording_of(N=4, T=10, trials=1)
+    network, count = network_of(), 2000
+    model = CFGPosterior(network, PosteriorConfig(network.config, 1.5, (4, 20), sparse=True, gains=(0.3, 3.0)))
+    told = model.condition(statistics, noise_std=SIGMA, gain=GAIN, family="gaussian")
+    exact = GaussianPosterior.from_statistics(statistics, SIGMA, GAIN**2 / 4)
+    small = 0.01 * GAIN / 2
+    mean, sd = exact.mean.numpy(), exact.sd.numpy()
+    chance = scipy.stats.norm.cdf(small, mean, sd) - scipy.stats.norm.cdf(-small, mean, sd)
+    drawn = told.sample((count,), steps=6, generator=0)
+    for weights in (drawn, told.refine(drawn, sweeps=8, steps=4, generator=1).draws):
+        assert not (weights == 0).any()
+        excess = int((weights.abs() < small).sum()) - count * chance.sum()
+        assert abs(excess) < 4 * math.sqrt(2 * count * chance.sum())  # entries of a row are not independent
+    untold = model.condition(statistics, noise_std=SIGMA, gain=GAIN)
+    assert (untold.sample((count,), steps=6, generator=0) == 0).any()
+
+
+# Without a recording
+
+
+def trained_on(*kinds):
+    network = network_of()
+    config = replace(network.config, families=tuple(dict.fromkeys(kind.name for kind in kinds)))
+    training = {"ensembles": [plain_parameters(kind) for kind in kinds]}
+    return network, PosteriorConfig(config, 1.5, (4, 20), training=training, gains=(0.3, 3.0))
+
+
+@pytest.mark.parametrize("name", ["dale", "sparse"])
+@pytest.mark.parametrize("N", [5, 24])
+def test_the_prior_of_a_family_that_is_told_is_the_best_one(name, N):
+    """In any unit, by a quadrature over all gains; of few entries and of many."""
+    kinds = make_ensemble("gaussian", 3.0, gain=0.3), make_ensemble(name, 3.0, gain=0.3)
+    network, config = trained_on(*kinds)
+    gain = torch.tensor([[0.5, 2.0]] * 4, dtype=D)
+    generator = torch.Generator().manual_seed(0)
+    J = kinds[1].sample_weights(8, N, generator).view(4, 2, N, N) * (math.sqrt(N) / gain)[..., None, None]
+    fine = {
+        "dale": lambda: DaleDenoiser.of_gains(0.3, 3.0, kinds[1].base, 600),
+        "sparse": lambda: SpikeAndSlabMixtureDenoiser.of_gains(0.3, 3.0, kinds[1].base.density, 600),
+    }[name]()
+    denoise = prior_denoiser(network, config, name, N, gain, False)
+    for s in (0.02, 0.3, 2.0, 20.0):
+        x = J + s * torch.randn(J.shape, generator=generator, dtype=D)
+        unit = gain[..., None, None]
+        expected = fine(x * unit, s * gain) / unit
+        off = (denoise(x, torch.tensor(s)) - expected).flatten(2).norm(dim=2) * math.sqrt(1 + s**-2)
+        assert float(off.max()) < 0.005  # of a standard deviation of one of N² directions, W
+
+
+def test_the_prior_is_the_networks_where_the_best_one_is_not_known():
+    network, config = trained_on(make_ensemble("dale", 3.0, gain=0.3), make_ensemble("low-rank", 3.0, gain=0.3))
+    N, s = 5, torch.tensor(0.8)
+    gain, x = torch.full((3,), 1.7, dtype=D), torch.randn(3, N, N, generator=torch.Generator().manual_seed(0), dtype=D)
+    nothing = Evidence.none(N).expand((3,))
+    for family, known in ((None, False), ("low-rank", False), ("dale", True)):
+        own = gain if known else evidence_gain(nothing, *config.gains)
+        expected = conditioned_denoiser(network, config, family, nothing, own, known)
+        ratio = float(own[0] / gain[0])
+        found = prior_denoiser(network, config, family, N, gain, known)(x, s)
+        torch.testing.assert_close(found, expected(x / ratio, s / ratio) * ratio)
+    exact = prior_denoiser(network, config, "dale", N, gain, False)(x, s)
+    assert not torch.allclose(exact, prior_denoiser(network, config, None, N, gain, False)(x, s), atol=0.01)
+    again = best_denoiser(make_ensemble("dale", 3.0, gain=0.3), 1.7)(x, s)
+    torch.testing.assert_close(exact, again, rtol=1e-6, atol=1e-6)
+
+
+def test_two_ranges_of_gains_have_no_closed_form():
+    kinds = make_ensemble("dale", 3.0, gain=0.3), make_ensemble("dale", 2.0, gain=1.0)
+    network, config = trained_on(*kinds)
+    x, s = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=D), torch.tensor(0.8)
+    nothing = Evidence.none(5).expand((2,))
+    own = evidence_gain(nothing, *config.gains)
+    expected = conditioned_denoiser(network, config, "dale", nothing, own, False)(x, s)
+    torch.testing.assert_close(prior_denoiser(network, config, "dale", 5, own, False)(x, s), expected)
