@@ -6,6 +6,7 @@ In the units of the diffusion (J = W/s₀), float64, in the interface of `neuros
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,8 +19,9 @@ from neurosde.models.edm import Evidence, fold
 from neurosde.validation import check_count, check_positive
 
 _GAINS = 512
-_NEAR, _ERRORS = 64, 8.0  # gains that a matrix may be of, and how many standard errors away they are at most
-_FEW = 400  # entries, whose standard error is not known
+# Gains of each grid on the way to the quadrature, how many nats below the most probable one they may be, and its nodes:
+# of up to 200 neurons, whose gain is known to 0.4 %, nodes are no farther apart than that.
+_GRIDS, _NATS, _NODES = (24, 12, 12), 25.0, 32
 COMPONENT_ENTRIES = 10_000_000  # matrix entries times components of a mixture that are in memory at a time
 
 
@@ -73,43 +75,38 @@ def uniform_gains(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return gains.square(), gains.log()
 
 
-def gains_near(x: Tensor, sigma: Tensor, variance: float, low: float, high: float) -> tuple[Tensor, Tensor]:
+def gains_near(
+    log_likelihood: Callable[[Tensor], Tensor], low: float, high: float, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gains that a noisy matrix may be of, out of those between `low` and `high`, and logarithms of probabilities.
 
-    The mean square of its entries tells the gain, to within the error that the spread of their squares makes. What all
-    of a matrix tells is no less precise, so that gains farther away than `_ERRORS` of these errors are of no weight.
-    Between them nodes are those of Gauss–Legendre quadrature over the logarithm.
+    The posterior of a gain is smooth and narrow. Where it is not next to nothing is found on a grid even in log gain,
+    then on finer ones within it, and nodes are those of Gauss–Legendre quadrature there.
 
     Args:
-        x: J_s, shape (..., post, pre).
-        sigma: noise level, shape () or (...).
-        variance: mean square of an entry of J at gain 1.
+        log_likelihood: of gains, shape (component, ...), the logarithm of the likelihood of each, of the same shape.
         low: lowest gain.
         high: highest gain; the gain is uniform between them.
+        like: a tensor of one number for each matrix, shape (...), float64.
 
     Returns:
         Gains, shape (component, ...), and the logarithm of each one's probability up to a constant, of the same shape.
     """
-    squares = x.detach().double().square().flatten(-2)
-    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).square()
-    count = squares.shape[-1]
-    about, error = (
-        squares.mean(-1) - s2,
-        _ERRORS * squares.std(-1) / math.sqrt(count) + (math.inf if count <= _FEW else 0),
-    )
-    wide = math.log(high / low)
-
-    def log_gain(mean_square: Tensor) -> Tensor:  # over the lowest
-        return (0.5 * (mean_square / (variance * low**2)).clamp(min=1.0).log()).clamp(max=wide)
-
-    first, last = log_gain(about - error), log_gain(about + error)
-    least = wide / _NEAR  # of gains at an end of the range, where the mean square is beyond it
-    last = torch.maximum(last, (first + least).clamp(max=wide))
-    first = torch.minimum(first, last - least)
-    axes = (-1, *(1,) * first.ndim)
-    nodes, weights = (torch.from_numpy(one).to(x.device).view(axes) for one in _legendre(_NEAR))
-    log_gains = math.log(low) + first + (last - first) * (nodes + 1) / 2
-    return log_gains.exp(), log_gains + weights.log()
+    first, last = torch.full_like(like, math.log(low)), torch.full_like(like, math.log(high))
+    axes = (-1, *(1,) * like.ndim)
+    with torch.no_grad():
+        for count in _GRIDS:
+            share = torch.linspace(0, 1, count, dtype=torch.float64, device=like.device).view(axes)
+            log_gains = first + (last - first) * share
+            log_p = log_likelihood(log_gains.exp()) + log_gains
+            some = log_p >= log_p.amax(0) - _NATS
+            place = torch.arange(count, device=like.device).view(axes)
+            least = torch.where(some, place, count).amin(0).sub(1).clamp(min=0)
+            most = torch.where(some, place, -1).amax(0).add(1).clamp(max=count - 1)
+            first, last = (log_gains.gather(0, end.unsqueeze(0))[0] for end in (least, most))
+    nodes, weights = (torch.from_numpy(one).to(like.device).view(axes) for one in _legendre(_NODES))
+    log_gains = first + (last - first) * (nodes + 1) / 2
+    return log_gains.exp(), log_gains + weights.log() + (last - first).log()
 
 
 class ScaleMixtureDenoiser:
@@ -192,11 +189,11 @@ def _mean_share(power: Tensor, C: Tensor, v: Tensor, log_chances: Tensor) -> Ten
         v: v_k, shape (component, matrix).
         log_chances: log p_k, of the same shape.
     """
-    share, log_odds = shrinkage(power, C, v, C.shape[-1])
+    share, log_odds = relative_covariance(power, C, v, C.shape[-1])
     return ((log_chances + log_odds).softmax(0).unsqueeze(-1) * share).sum(0)
 
 
-def shrinkage(power: Tensor, C: Tensor, v: Tensor, rows: Tensor | float) -> tuple[Tensor, Tensor]:
+def relative_covariance(power: Tensor, C: Tensor, v: Tensor, rows: Tensor | float) -> tuple[Tensor, Tensor]:
     """What entries of another variance make of a posterior mean, and how likely they make what was seen.
 
     Args:
@@ -289,7 +286,8 @@ class SpikeAndSlabMixtureDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[J | J_s = x], shape (..., post, pre)."""
         axes = (-1, *(1,) * (x.ndim - 2))
-        v, chances = (one.to(x.device).view(axes) for one in (self.variances, self.probabilities))
+        some = self.probabilities > 0
+        v, chances = (one[some].to(x.device).view(axes) for one in (self.variances, self.probabilities))
         return slab_mixture_mean(self.density, x, sigma, v, chances.log())
 
 
@@ -308,20 +306,33 @@ def slab_mixture_mean(density: float, x: Tensor, sigma: Tensor, variances: Tenso
     Returns:
         Shape (..., post, pre), float64.
     """
-    x = x.double()
-    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+    x, s2 = x.double(), _square(x, sigma)
     mean = torch.zeros_like(x)
     log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
     size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
     for some, chances in zip(variances.split(size), log_chances.split(size), strict=True):
         v = some[..., None, None]
         log_odds = _slab_log_odds(x, s2, density, v)
-        # Up to Π (1 − π) N(x; s²):
         log_weight = chances + softplus(log_odds).sum((-1, -2))
         log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
         share = (log_weight - log_total).exp()[..., None, None]
         mean += (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
     return mean
+
+
+def slab_log_likelihood(density: float, x: Tensor, sigma: Tensor, variances: Tensor) -> Tensor:
+    """Logarithm of the density of J_s = x over Π (1 − π) N(x; s²), for sparse weights of each of several variances.
+
+    Args and shapes as of `slab_mixture_mean`; shape (component, ...).
+    """
+    x, s2 = x.double(), _square(x, sigma)
+    size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
+    parts = (_slab_log_odds(x, s2, density, some[..., None, None]) for some in variances.split(size))
+    return torch.cat([softplus(part).sum((-1, -2)) for part in parts])
+
+
+def _square(x: Tensor, sigma: Tensor) -> Tensor:
+    return torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
 
 
 def _slab_log_odds(x: Tensor, s2: Tensor, density: float, variance: Tensor | float) -> Tensor:

@@ -53,7 +53,8 @@ class DaleDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[J | J_s = x], shape (..., post, pre)."""
         axes = (-1, *(1,) * (x.ndim - 2))
-        gains, chances = (one.to(x.device).view(axes) for one in (self.gains, self.probabilities))
+        some = self.probabilities > 0
+        gains, chances = (one[some].to(x.device).view(axes) for one in (self.gains, self.probabilities))
         return dale_mean(self.ensemble, x, sigma, gains, chances.log())
 
 
@@ -70,27 +71,37 @@ def dale_mean(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor, log_chanc
     Returns:
         Shape (..., post, pre), float64. Some gains are in memory at a time.
     """
-    N, batch = x.shape[-1], x.shape[:-2]
-    flat = x.double().reshape(-1, N, N)
-    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(batch).reshape(-1, 1, 1).square()
-    columns = ensemble.column_scales(N).to(x.device) * math.sqrt(N)
-    inhibiting = int((columns < 0).sum())
-    signs = torch.stack([columns.max(), columns.min()])
-    mean = torch.zeros_like(flat)
-    log_total = flat.new_full((len(flat),), -math.inf)  # of the gains so far
-    of_each = (one.expand(-1, *batch).reshape(len(one), -1) for one in (gains, log_chances))
-    size = max(1, COMPONENT_ENTRIES // max(1, flat.numel()))
-    for some, chances in zip(*(one.split(size) for one in of_each), strict=True):
-        scale = some[..., None, None]
-        (excited, logs), (inhibited, others) = (_one_sided(scale * sign, flat, s2) for sign in signs)
-        odds = others - logs  # (gain, matrix, pre)
-        log_e, inhibits = _of_so_many(odds, inhibiting)
-        log_weight = chances + logs.sum(-1) + log_e
+    mean = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    log_total = mean.new_full(x.shape[:-2], -math.inf)  # of the gains so far
+    size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
+    for some, chances in zip(gains.split(size), log_chances.split(size), strict=True):
+        log_likelihood, (excited, inhibited, inhibits) = _given(ensemble, x, sigma, some)
+        log_weight = chances + log_likelihood
         log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
-        share = (log_weight - log_total).exp()  # (gain, matrix), of all so far
+        share = (log_weight - log_total).exp()  # (gain, ...), of all so far
         found = excited + inhibits.unsqueeze(-2) * (inhibited - excited)
         mean += (share[..., None, None] * (found - mean)).sum(0)
-    return mean.view(x.shape)
+    return mean
+
+
+def dale_log_likelihood(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor) -> Tensor:
+    """Logarithm of the density of J_s = x under Dale's law, up to what all gains have in common.
+
+    Args and shapes as of `dale_mean`; shape (component, ...).
+    """
+    size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
+    return torch.cat([_given(ensemble, x, sigma, some)[0] for some in gains.split(size)])
+
+
+def _given(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Log likelihood of gains; means of entries of columns that excite and that inhibit, and how likely these are."""
+    x, N = x.double(), x.shape[-1]
+    s2 = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)[..., None, None].square()
+    columns = ensemble.column_scales(N).to(x.device) * math.sqrt(N)
+    scale = gains[..., None, None]
+    (excited, logs), (inhibited, others) = (_one_sided(scale * sign, x, s2) for sign in (columns.max(), columns.min()))
+    log_e, inhibits = _of_so_many(others - logs, int((columns < 0).sum()))
+    return logs.sum(-1) + log_e, (excited, inhibited, inhibits)
 
 
 def _one_sided(scale: Tensor, x: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:

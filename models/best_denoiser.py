@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from neurosde.models.analytic import (
     ScaleMixtureDenoiser,
     SpikeAndSlabMixtureDenoiser,
     gains_near,
+    slab_log_likelihood,
     slab_mixture_mean,
     uniform_gains,
 )
-from neurosde.models.analytic_dale import DaleDenoiser, dale_mean
+from neurosde.models.analytic_dale import DaleDenoiser, dale_log_likelihood, dale_mean
 from neurosde.models.analytic_low_rank import SpikedDenoiser
 from neurosde.models.edm import Denoiser
 
@@ -69,8 +71,14 @@ class _OfAnyGain:
     high: float
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        kind, N = self.ensemble, x.shape[-1]
-        gains, log_chances = gains_near(x, sigma, N * replace(kind, gain=1.0).variance(N), self.low, self.high)
+        kind, like = self.ensemble, torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
         if isinstance(kind, Dale):
-            return dale_mean(kind, x, sigma, gains, log_chances)
-        return slab_mixture_mean(kind.density, x, sigma, gains.square() / kind.density, log_chances)
+            near = gains_near(partial(dale_log_likelihood, kind, x.detach(), sigma), self.low, self.high, like)
+            return dale_mean(kind, x, sigma, *near)
+        density = kind.density
+
+        def log_likelihood(gains: Tensor) -> Tensor:
+            return slab_log_likelihood(density, x.detach(), sigma, gains.square() / density)
+
+        gains, log_chances = gains_near(log_likelihood, self.low, self.high, like)
+        return slab_mixture_mean(density, x, sigma, gains.square() / density, log_chances)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from neurosde.datasets.ensembles import is_gaussian, make_ensemble
+from neurosde.datasets.ensembles import Dale, Sparse, base_of, is_gaussian, make_ensemble
 from neurosde.models.analytic import scale_mixture_mean, uniform_gains
-from neurosde.models.best_denoiser import best_denoiser, in_closed_form
+from neurosde.models.best_denoiser import best_denoiser
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.empirical_bayes import evidence_gain
 from neurosde.models.graphed_network import GraphedNetwork
@@ -56,9 +58,9 @@ def prior_denoiser(
 ) -> Denoiser:
     """Return E[J | J_s] without a recording: what a posterior takes for its prior.
 
-    Where the ensemble is told, its gain is not, and the best denoiser of the ensemble is known in closed form, it is
-    that. Else it is the network's, as is the posterior itself. (Of 50 neurons under Dale's law that of `base` is short
-    of ⟨W_s, W⟩ by 1 to 2.5 % of |W|² at s = 1 and 2, and draws that were refined with it came out 1.4 % too small.)
+    Where weights are told to obey Dale's law, or to be sparse, it is the best denoiser, in closed form. Else it is what
+    `conditioned_denoiser` answers. (Of 50 neurons under Dale's law the network of `base` is short of ⟨W_s, W⟩ by 1 to
+    2.5 % of |W|² at s = 1 and 2, and draws that were refined with it came out 1.4 % too small.)
 
     Args:
         network: the pair network of a posterior.
@@ -69,7 +71,10 @@ def prior_denoiser(
         gain_known: whether the weights are known to have this gain.
     """
     kinds = [make_ensemble(**kind) for kind in _trained_on(config, family)]
-    if not gain_known and len(kinds) == 1 and in_closed_form(kinds[0]):
+    if len(kinds) == 1 and isinstance(base := base_of(kinds[0]), Dale | Sparse) and not is_gaussian(base):
+        if gain_known:  # in its unit the weights of all gains are the same
+            one = replace(base, gain=1.0)
+            return best_denoiser(one, math.sqrt(N * one.variance(N)))
         return RescaledDenoiser(best_denoiser(kinds[0], config.gain_rms), gain / config.gain_rms)
     nothing = Evidence.none(N, gain.device).expand(gain.shape)
     own = gain if gain_known else evidence_gain(nothing, *config.gains)

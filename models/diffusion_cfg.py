@@ -4,8 +4,10 @@ A recording enters through Λ and B alone (`neurosde.likelihood`), which say all
 They are folded into the denoiser (`neurosde.models.edm`): what a Gaussian prior would make of the recording is exact,
 and the network adds what the ensembles that it was trained on have beyond a Gaussian. Where weights are told to be
 Gaussian, of the range of gains that it was trained on, that is nothing but the gain, over which the mean is taken in
-closed form, without the network. Weights are measured by s₀ = ĝ/√N, where ĝ is the gain that is told or else the one
-that the recording makes most probable: a function of the recording, so that nothing is approximated by it.
+closed form, without the network; and where they are told to obey Dale's law or to be sparse, the prior without a
+recording is known in closed form, too (`neurosde.models.conditioned_denoiser`). Weights are measured by s₀ = ĝ/√N,
+where ĝ is the gain that is told or else the one that the recording makes most probable: a function of the recording, so
+that nothing is approximated by it.
 
 σ is known, or drawn anew for each draw of W from its own posterior, for a Gaussian prior of W.
 """

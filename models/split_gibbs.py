@@ -49,8 +49,9 @@ from neurosde.validation import check_count, check_positive
 SWEEPS = 12
 EXACT_SHARE = 0.25  # of the sweeps, at the end
 # With a prior of weights alone, from draws that know nothing of it: what all weights share, signs of columns and the
-# gain, is open at ρ = 3 √N, and found while ρ falls. By fewer sweeps it is found less well: of 50 neurons under Dale's
-# law draws are 3 % too small after 192, and were 4 % after 128 and 5 % after 64 by other levels and ρ of 8 networks.
+# gain, is open at ρ = 3 √N, and found while ρ falls. By fewer sweeps it is found less well: of 50 neurons under
+# Dale's law draws of 48 networks are 3.8 % too small after 192 (of 8 networks, by other levels and ρ, 4 % after 128,
+# 5 after 64).
 PRIOR_SWEEPS, PRIOR_STEPS, PRIOR_RHO, PRIOR_EXACT_SHARE = 192, 24, 3.0, 1 / 12
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved

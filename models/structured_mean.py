@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from neurosde.datasets.entry_law import EntryLaw
-from neurosde.models.analytic import COMPONENT_ENTRIES, scale_mixture_mean, shrinkage, uniform_gains
+from neurosde.models.analytic import COMPONENT_ENTRIES, relative_covariance, scale_mixture_mean, uniform_gains
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.eigen import eigh_of_many
 
@@ -124,28 +124,33 @@ def _alike_mean(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> 
 def _row_means(law: EntryLaw, x: Tensor, sigma: Tensor, evidence: Evidence) -> Tensor:
     """Mean of normal entries of any variances, over the gains that they may have been of.
 
-    In units of its entries' spreads a row is one of unit variance, and of another gain of one variance still. Rows of
-    one matrix whose spreads are the same have the same directions.
+    In units of its entries' spreads a row has unit variance, and at another gain one common variance. Rows of one
+    matrix whose spreads are the same have the same directions.
     """
     count, N = x.shape[:2]
     noise = sigma.square()[:, None, None]
     owner = torch.arange(count, dtype=x.dtype, device=x.device)[:, None, None].expand(count, N, 1)
     spreads, row = torch.cat([owner, law.scale], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
     matrix, spread = spreads[:, 0].long(), spreads[:, 1:]
-    total = torch.diag_embed(evidence.eigenvalues + 1 / noise.squeeze(-1))
-    precision = total if evidence.vectors is None else evidence.vectors @ total @ evidence.vectors.mT
-    tied, vectors = eigh_of_many(spread.unsqueeze(-1) * precision[matrix] * spread.unsqueeze(-2))
+    along = evidence.eigenvalues + 1 / noise.squeeze(-1)
     cross = _about(law.mean, evidence)
-    cross = (cross if evidence.vectors is None else cross @ evidence.vectors.mT) + (x - law.mean) / noise
+    if evidence.vectors is None:
+        vectors, tied = None, spread.square() * along[matrix]
+    else:
+        precision = (evidence.vectors * along.unsqueeze(-2)) @ evidence.vectors.mT
+        tied, vectors = eigh_of_many(spread.unsqueeze(-1) * precision[matrix] * spread.unsqueeze(-2))
+        vectors, cross = vectors[row], cross @ evidence.vectors.mT
     C = 1 / (tied + 1)
-    mean = ((cross * law.scale).flatten(0, 1).unsqueeze(-2) @ vectors[row]).squeeze(-2) * C[row]
+    seen = ((cross + (x - law.mean) / noise) * law.scale).flatten(0, 1)
+    mean = C[row] * (seen if vectors is None else (seen.unsqueeze(-2) @ vectors).squeeze(-2))
     power = torch.zeros_like(C).index_add_(0, row, mean.square())
     rows = torch.bincount(row, minlength=len(C))
     variances, log_chances = uniform_gains(*law.gains.unbind(-1))
     parts = variances[:, matrix].split(max(1, COMPONENT_ENTRIES // C.numel()))
-    log_odds = torch.cat([shrinkage(power, C, some, rows)[1] for some in parts])
-    chances = log_chances.clone().expand(-1, count).index_add(1, matrix, log_odds).softmax(0)[:, matrix].unsqueeze(-1)
+    log_odds = torch.cat([relative_covariance(power, C, some, rows)[1] for some in parts])
+    chances = log_chances.index_add(1, matrix, log_odds).softmax(0)[:, matrix].unsqueeze(-1)
     shares = zip(chances.split([len(some) for some in parts]), parts, strict=True)
-    share = sum((chance * shrinkage(power, C, some, rows)[0]).sum(0) for chance, some in shares)
-    along = (mean * share[row]).unsqueeze(-2) @ vectors[row].mT
-    return law.mean + along.view_as(x) * law.scale
+    share = sum((chance * relative_covariance(power, C, some, rows)[0]).sum(0) for chance, some in shares)
+    mean = mean * share[row]
+    found = mean if vectors is None else (mean.unsqueeze(-2) @ vectors.mT).squeeze(-2)
+    return law.mean + found.view_as(x) * law.scale

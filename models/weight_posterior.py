@@ -121,7 +121,7 @@ class WeightPosterior:
             shape: of the draws.
             dynamics: τ and σ of each, as many as draws, of `dynamics`; None draws them.
             guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
-                draws from neither and is not calibrated, whatever it looks like.
+                draws from neither and is not calibrated, whatever it looks like. The prior is that of `refine`.
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
             steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
             method: see `neurosde.models.sample`.
@@ -175,15 +175,16 @@ class WeightPosterior:
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Refinement:
-        """Move draws to the posterior of a prior, by default the network's, and the likelihood itself.
+        """Move draws to the posterior of a prior, by default this posterior's own, and the likelihood itself.
 
-        Guidances ask the network for the prior only. Split Gibbs asks it at first for what it has learnt of recordings
-        too, and less and less so: in its last sweeps only for the prior, next to where draws are. Told that weights
-        obey Dale's law, are sparse or Gaussian, and not told their gain, the prior is known in closed form, and the
-        network is not asked for it (`prior_denoiser`). Where σ or τ is not known, each draw has its own, as in
-        `sample`, and keeps it. With a `prior` of weights alone nothing is asked of this posterior's network: sweeps
-        begin at a ρ at which draws forget where they were, and many more are needed.
-        By the default number of sweeps weights of 50 neurons under Dale's law still come out 3 % too small.
+        Its own prior is the network's, but where weights are told to obey Dale's law or to be sparse: then it is known
+        in closed form (`prior_denoiser`). Guidances ask for the prior only. Split Gibbs asks the network at first for
+        what it has learnt of recordings too, and less and less so: in its last sweeps only for the prior, next to where
+        draws are. Where σ or τ is not known, each draw has its own, as in `sample`, and keeps it.
+
+        With a `prior` of weights alone nothing is asked of this posterior's network: sweeps begin at a ρ at which draws
+        forget where they were, and many more are needed. By their default number weights of 50 neurons under Dale's law
+        come out 4 % too small.
 
         Args:
             draws: W to begin with, such as of `sample`, on the device of the network, shape (draw, post, pre), of

@@ -18,6 +18,7 @@ from neurosde.models import (
     SpikedDenoiser,
     analytic,
     analytic_dale,
+    best_denoiser,
 )
 
 GAINS = torch.tensor([0.5, 0.9, 1.3], dtype=D)
@@ -203,6 +204,9 @@ def test_on_the_gpu():
     x, s = 2 * normal(3, 8, 8), number(1.0)
     sparse = SpikeAndSlabMixtureDenoiser.of_gains(0.5, 1.5, 0.2)
     torch.testing.assert_close(sparse(x.cuda(), s.cuda()).cpu(), sparse(x, s))
+    for name in ("dale", "sparse"):
+        best = best_denoiser(make_ensemble(name, 1.5, gain=0.5), 1.0)
+        torch.testing.assert_close(best(x.cuda(), s.cuda()).cpu(), best(x, s))
     spiked = SpikedDenoiser.of_gains(0.5, 1.5, 1.0)
     (here, error), (there, other) = spiked.with_error(x, s), spiked.with_error(x.cuda(), s.cuda())
     assert bool(((here - there.cpu()).square().mean((-1, -2)) < 9 * (error + other.cpu())).all())

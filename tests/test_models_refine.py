@@ -132,7 +132,7 @@ def test_a_refined_posterior_knows_what_was_observed_of_its_cube(posteriors, tmp
 
 
 @pytest.mark.slow
-def test_refining_the_gaussian_posterior_finds_the_trained_prior(tmp_path):
+def test_refining_the_gaussian_posterior_finds_what_it_is_told(tmp_path):
     W, here = recording()
     plain = infer(here, InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2))
     config = InferenceConfig(noise_std=SIGMA, draws=24, predictive_draws=2, refine="gibbs", family="dale")
