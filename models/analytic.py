@@ -21,7 +21,7 @@ from neurosde.validation import check_count, check_positive
 _GAINS = 512
 # Gains of each grid on the way to the quadrature, how many nats below the most probable one they may be, and its nodes:
 # of up to 200 neurons, whose gain is known to 0.4 %, nodes are no farther apart than that.
-_GRIDS, _NATS, _NODES = (24, 12, 12), 25.0, 32
+_GRIDS, _NATS, _NODES = (12, 8, 8), 16.0, 24
 COMPONENT_ENTRIES = 10_000_000  # matrix entries times components of a mixture that are in memory at a time
 
 
@@ -307,7 +307,7 @@ def slab_mixture_mean(density: float, x: Tensor, sigma: Tensor, variances: Tenso
         Shape (..., post, pre), float64.
     """
     x, s2 = x.double(), _square(x, sigma)
-    mean = torch.zeros_like(x)
+    mean = x  # whose weight is 0, but for rounding
     log_total = x.new_full(x.shape[:-2], -math.inf)  # of the components so far
     size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
     for some, chances in zip(variances.split(size), log_chances.split(size), strict=True):
@@ -316,7 +316,7 @@ def slab_mixture_mean(density: float, x: Tensor, sigma: Tensor, variances: Tenso
         log_weight = chances + softplus(log_odds).sum((-1, -2))
         log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
         share = (log_weight - log_total).exp()[..., None, None]
-        mean += (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
+        mean = mean + (share * (torch.sigmoid(log_odds) * (v / (v + s2)) * x - mean)).sum(0)
     return mean
 
 

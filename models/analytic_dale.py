@@ -71,7 +71,7 @@ def dale_mean(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor, log_chanc
     Returns:
         Shape (..., post, pre), float64. Some gains are in memory at a time.
     """
-    mean = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    mean = x.double()  # whose weight is 0, but for rounding
     log_total = mean.new_full(x.shape[:-2], -math.inf)  # of the gains so far
     size = max(1, COMPONENT_ENTRIES // max(1, x.numel()))
     for some, chances in zip(gains.split(size), log_chances.split(size), strict=True):
@@ -80,7 +80,7 @@ def dale_mean(ensemble: Dale, x: Tensor, sigma: Tensor, gains: Tensor, log_chanc
         log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
         share = (log_weight - log_total).exp()  # (gain, ...), of all so far
         found = excited + inhibits.unsqueeze(-2) * (inhibited - excited)
-        mean += (share[..., None, None] * (found - mean)).sum(0)
+        mean = mean + (share[..., None, None] * (found - mean)).sum(0)
     return mean
 
 

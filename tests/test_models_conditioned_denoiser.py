@@ -138,7 +138,7 @@ def test_the_prior_of_a_family_that_is_told_is_the_best_one(law, N, low, high):
         x = J + s * torch.randn(J.shape, generator=generator, dtype=D)
         x[2, 1] = 0
         unit = gain[..., None, None]
-        off = denoise(x, torch.tensor([s, s])) - fine(x * unit, s * gain) / unit
+        off = denoise(x, torch.tensor([s, s], dtype=D)) - fine(x * unit, s * gain) / unit
         off = off.flatten(2).norm(dim=2) * math.sqrt(1 + s**-2)
         assert float(off.max()) < 1e-3  # of a standard deviation of one of N² directions, W
 
