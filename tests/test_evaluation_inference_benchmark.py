@@ -21,6 +21,7 @@ from neurosde.evaluation.inference_methods import DEFAULT, METHODS, Inferred, in
 from neurosde.evaluation.inference_metrics import METRICS, activity_distance, measured
 from neurosde.evaluation.inference_report import calibration_table, markdown_tables, means, write_inference_report
 from neurosde.evaluation.inference_tasks import DT, Task, record, suite_tasks
+from neurosde.julia import choice
 from neurosde.lyapunov import lyapunov_exponents
 from neurosde.solve import simulate_rate_network
 
@@ -149,7 +150,10 @@ def test_a_cell_is_taken_again_if_what_its_numbers_depend_on_is_the_same(tmp_pat
 
 
 @pytest.mark.slow
-def test_processes_find_the_same(tmp_path):
+def test_processes_find_the_same(tmp_path, monkeypatch):
+    # Other tests may have started Julia in this process; the engines are the same to rounding only.
+    for name in ("worker_running", "julia_available"):
+        monkeypatch.setattr(choice, name, lambda: False)
     two = replace(SMALL, networks=2)
     alone = inference_benchmark(two, tmp_path / "alone")["results"]
     several = inference_benchmark(two, tmp_path / "several", Execution(workers=2))["results"]
