@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from neurosde.models.analytic import gain_quadrature, mixture
+from neurosde.models.eigen import eigh_of_many
 from neurosde.validation import check_count, check_positive
 
 
@@ -130,7 +131,7 @@ class SpikedDenoiser:
         """First n of the chains, (matrix, chain, pre, rank)."""
         N = x.shape[-1]
         n = torch.randn(len(x), self.chains, N, self.rank, dtype=x.dtype, device=x.device, generator=source)
-        top = torch.linalg.eigh(x.mT @ x)[1][..., -min(self.rank, N) :]  # right singular vectors
+        top = eigh_of_many(x.mT @ x)[1][..., -min(self.rank, N) :]  # right singular vectors
         n[:, ::2, :, : top.shape[-1]] = math.sqrt(N) * top.unsqueeze(1)
         return n
 

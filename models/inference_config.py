@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from neurosde.models.diffusion_prior import STEPS
 from neurosde.models.refiner_options import Refiner
-from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
+from neurosde.models.split_gibbs import NEAR_RHO, NEAR_SWEEPS, PRIOR_SWEEPS, SWEEPS
 from neurosde.rate_sde import Drive
 from neurosde.time_constant import check_range
 from neurosde.validation import check_count, check_positive, check_time_step
@@ -52,10 +52,17 @@ class InferenceConfig:
     )
     sweeps: int | None = field(
         default=None,
-        metadata={"help": f"refine, gibbs: sweeps, at least 8 (default {SWEEPS}, with a prior {PRIOR_SWEEPS})"},
+        metadata={
+            "help": f"refine, gibbs: sweeps, at least 8 (default: of method cfg {NEAR_SWEEPS}, of others {SWEEPS}, with a "
+            f"prior {PRIOR_SWEEPS})"
+        },
     )
     rho: float | None = field(
-        default=None, metadata={"help": "refine: how far draws may go, in units of a weight's spread"}
+        default=None,
+        metadata={
+            "help": "refine: how far draws may go, in units of a weight's spread (default: of gibbs and method cfg "
+            f"{NEAR_RHO}, of other methods 1, with a prior 3 √N; of mmps, pigdm and dps 3)"
+        },
     )
     likelihood: Likelihood = field(
         default="transitions",

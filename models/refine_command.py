@@ -22,7 +22,7 @@ from neurosde.models.posterior_file import (
     save_posterior,
 )
 from neurosde.models.refiner_options import Refiner
-from neurosde.models.split_gibbs import PRIOR_SWEEPS, SWEEPS
+from neurosde.models.split_gibbs import NEAR_RHO, NEAR_SWEEPS, PRIOR_SWEEPS, SWEEPS
 from neurosde.options import OptionParser
 from neurosde.provenance import make_folder
 
@@ -41,12 +41,16 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--prior", help="trained prior of weights, its file or name (default: that of the checkpoint)")
     parser.add_argument("--family", help="the ensemble, where it is known (default: the file's)")
     parser.add_argument(
-        "--sweeps", type=int, help=f"of gibbs, at least 8 (default {SWEEPS}, with a prior {PRIOR_SWEEPS})"
+        "--sweeps",
+        type=int,
+        help=f"of gibbs, at least 8 (default: of draws of the posterior that refines {NEAR_SWEEPS}, of others {SWEEPS}, "
+        f"with a prior {PRIOR_SWEEPS})",
     )
     parser.add_argument(
         "--rho",
         type=float,
-        help="how far draws may go, in units of a weight's spread (default: gibbs 1, with a prior 3 √N; others 3)",
+        help="how far draws may go, in units of a weight's spread (default: of gibbs, draws of the posterior that "
+        f"refines {NEAR_RHO}, others 1, with a prior 3 √N; of other methods 3)",
     )
     parser.add_argument(
         "--likelihood",
@@ -87,10 +91,14 @@ def run(options: Namespace) -> int:
             f"a prior has gains of its own, and {options.posterior} was inferred with the gain {settings['gain']:g}; "
             "infer it without a gain, or leave --prior out."
         )
-    given = {name: getattr(options, name) for name in ("checkpoint", "family")}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(options, name) for name in ("checkpoint", "family") if getattr(options, name) is not None}
+    settings |= given
     settings |= {"refine": options.method}
     settings |= {name: getattr(options, name) for name in ("prior", "sweeps", "rho", "likelihood", "window", "seed")}
+    if options.method == "gibbs" and options.prior is None and (given or options.recording is not None):
+        # Another posterior than the draws are of: nothing says that they are nearly right.
+        far = {"sweeps": SWEEPS, "rho": 1.0}
+        settings |= {name: value for name, value in far.items() if settings[name] is None}
     result = infer(recording, InferenceConfig(**settings), draws=draws, dynamics=dynamics, progress=True)
     report(result, save_posterior(result, options.out))
     return 0

@@ -7,6 +7,7 @@ bounded by how long the gradients along some of the draws stay bounded.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from neurosde.models.lyapunov import folding_time, lyapunov_time
 from neurosde.models.recorded import recorded_voltage
 from neurosde.models.refinement import Refinement
 from neurosde.models.rollout import RolloutLikelihood
+from neurosde.models.split_gibbs import NEAR_RHO, NEAR_SWEEPS
 from neurosde.time_constant import TimeConstantStatistics
 
 FOLLOWED_DRAWS = 4  # whose tangents are followed to find how long gradients of roll-outs stay bounded
@@ -43,8 +45,8 @@ def refined_draws(
     dynamics = given.dynamics(len(draws), generator) if dynamics is None else dynamics
     prior = None if config.prior is None else load_prior(config.prior)
     found = given.refine(
-        draws, method=config.refine, sweeps=config.sweeps, rho=config.rho, dynamics=dynamics, prior=prior,
-        log_prob=rollout, generator=generator, progress=progress,
+        draws, method=config.refine, **_how_far(config), dynamics=dynamics, prior=prior, log_prob=rollout,
+        generator=generator, progress=progress,
     )  # fmt: skip
     change = float((found.draws - draws)[~found.diverged].square().mean().sqrt() / found.draws.var(0).mean().sqrt())
     by = config.refine if config.prior is None else f"{config.refine} with the prior {config.prior}"
@@ -62,6 +64,13 @@ def refined_draws(
     else:
         notes.append(f"{told}; this guidance approximates, so that intervals are not calibrated (gibbs is exact).")
     return found, dynamics
+
+
+def _how_far(config: InferenceConfig) -> dict[str, Any]:
+    """Sweeps and ρ: few and small where draws are those of the very posterior that refines them, unless given."""
+    own = config.method == "cfg" and config.guidance in (None, 1) and config.prior is None
+    near = {"sweeps": NEAR_SWEEPS, "rho": NEAR_RHO} if own and config.refine == "gibbs" else {}
+    return near | {name: getattr(config, name) for name in ("sweeps", "rho") if getattr(config, name) is not None}
 
 
 def rollout_likelihood(

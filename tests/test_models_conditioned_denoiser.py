@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 from posteriors import GAIN, SIGMA, D, network_of, recording_of
+from problems import GAUSSIAN, normal
 
 from neurosde.datasets.ensemble_options import plain_parameters
 from neurosde.datasets.ensembles import Dale, make_ensemble
@@ -14,6 +15,7 @@ from neurosde.models import (
     DaleDenoiser,
     GaussianPosterior,
     SpikeAndSlabMixtureDenoiser,
+    SpikedDenoiser,
     analytic,
     analytic_dale,
     best_denoiser,
@@ -24,6 +26,7 @@ from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
 from neurosde.models.edm import Evidence, fold
 from neurosde.models.empirical_bayes import evidence_gain
 from neurosde.models.gaussian_posterior import gaussian_log_evidence
+from neurosde.models.weight_posterior import WeightPosterior
 
 
 @pytest.mark.parametrize("gain", [None, 0.9])
@@ -191,6 +194,64 @@ def test_the_prior_is_the_networks_where_the_best_one_is_not_known():
         ratio = float(own[0] / gain[0])
         found = prior_denoiser(network, config, family, N, gain, known)(x, s)
         torch.testing.assert_close(found, expected(x / ratio, s / ratio) * ratio)
+
+
+@pytest.mark.parametrize("known", [None, 1.8])
+def test_low_rank_weights_have_a_sampled_prior_where_noise_is_low(known):
+    """Beside long chains of Gibbs sampling, of its own seed and of dense gains, in units of any gain."""
+    kind, N = make_ensemble("low-rank", 3.0, gain=0.3, strength=1.1), 16
+    network, config = trained_on(make_ensemble("gaussian", 3.0, gain=0.3), kind)
+    gain = torch.full((2, 2), known or 1.0, dtype=D) if known else torch.tensor([[0.7, 2.0]] * 2, dtype=D)
+    W = kind.sample_weights(4, N, torch.Generator().manual_seed(0)).view(2, 2, N, N)
+    if known:
+        W = W * known / (N * W.square().mean((-1, -2), keepdim=True)).sqrt()
+    x = W * (math.sqrt(N) / gain)[..., None, None]
+    denoise = prior_denoiser(network, config, "low-rank", N, gain, known is not None, sampled=True)
+    if known:
+        variances, chances = torch.tensor([known**2 - 1.1**2], dtype=D), None
+    else:
+        gains, chances = gain_quadrature(0.3, 3.0, 400)
+        variances = gains.square()
+    for s in (0.05, 0.3):
+        noisy, levels = x + s * normal(2, 2, N, N, seed=1), torch.full((2, 2), s, dtype=D)
+        wide = gain[..., None, None]
+        best = SpikedDenoiser(variances, 1.1, 2, chances, burn_in=100, sweeps=1000, seed=7)
+        mean, error = best.with_error(noisy * wide, levels * gain)
+        _, own_error = SpikedDenoiser(variances, 1.1, 2, chances, chains=4, burn_in=5, sweeps=20).with_error(
+            noisy * wide, levels * gain
+        )
+        off = (denoise(noisy, levels) * wide - mean).square().mean((-1, -2))
+        # Of 4 chains the estimated variance of their mean has 3 degrees of freedom for each direction that counts.
+        assert (off < 8 * (error + own_error)).all()
+        assert float((off.sqrt() / (s * gain)).max()) * N < 1  # of a standard deviation of one of N² directions
+
+
+def test_a_sampled_prior_is_for_split_gibbs_and_for_gains_that_there_are():
+    kind, N = make_ensemble("low-rank", 3.0, gain=0.3), 6
+    network, config = trained_on(kind)
+    statistics, gain, s = recording_of()[2], torch.full((3,), 0.9, dtype=D), torch.tensor(0.4, dtype=D)
+    x = normal(3, N, N)
+    told = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="low-rank")
+    sampled, network_said = told._prior(gain, True)(x, s), told._prior(gain)(x, s)
+    assert not torch.allclose(sampled, network_said, rtol=0.01)
+    # Structure of strength 1 alone has a root mean square gain of 1.
+    for known in (0.9, 1.0):
+        too_low = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="low-rank", gain=known)
+        torch.testing.assert_close(too_low._prior(gain * 0 + known, True)(x, s), too_low._prior(gain * 0 + known)(x, s))
+    asked = []
+
+    def prior(_, gain, sampled=False):
+        asked.append(sampled)
+        return GAUSSIAN
+
+    draws = told.sample((4,), steps=4, generator=0)
+    for method, is_sampled in (("gibbs", True), ("pigdm", False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                WeightPosterior, "_prior", lambda self, gain, sampled=False: asked.append(sampled) or GAUSSIAN
+            )
+            told.refine(draws, method=method, steps=4, generator=1)
+        assert asked.pop() == is_sampled
 
 
 def test_two_ranges_of_gains_have_no_closed_form():

@@ -161,6 +161,30 @@ def test_refining_the_gaussian_posterior_finds_what_it_is_told(tmp_path):
     assert len(arviz_base.convert_to_datatree(tree).children)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sweeps", "rho"),
+    [
+        ({"method": "cfg"}, 8, 0.3),
+        ({"method": "cfg", "sweeps": 9, "rho": 0.5}, 9, 0.5),
+        ({"method": "cfg", "guidance": 2.0}, 12, 1.0),
+        ({"method": "exact"}, 12, 1.0),
+    ],
+)
+def test_draws_go_less_far_where_they_are_those_of_the_posterior_that_refines_them(settings, sweeps, rho):
+    _, here = recording(6)
+    config = InferenceConfig(**settings, refine="gibbs", draws=4, predictive_draws=0)
+    found = infer(here, config).refinement
+    assert len(found.rho) == sweeps and float(found.rho[0]) == pytest.approx(rho)
+
+
+@pytest.mark.parametrize(("told", "sweeps", "rho"), [((), 8, 0.3), (("--family", "dale"), 12, 1.0)])
+def test_the_command_takes_draws_of_another_posterior_for_wrong(posteriors, tmp_path, told, sweeps, rho):
+    out = tmp_path / "refined.nc"
+    assert main(["refine", str(posteriors["cfg"]), *told, "--out", str(out)]) == 0
+    found = open_posterior(out)["refinement"]["rho"]
+    assert found.size == sweeps and float(found[0]) == pytest.approx(rho)
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     cube, out, refined = tmp_path / "data" / "cube.nc", tmp_path / "posterior.nc", tmp_path / "refined.nc"

@@ -25,7 +25,6 @@ from neurosde.models.gaussian_posterior import gaussian_log_evidence
 from neurosde.models.split_gibbs import (
     DECONVOLVED,
     SplitGibbs,
-    divided,
     given_noisy,
     noisier,
     observed,
@@ -68,16 +67,32 @@ def test_one_sweep_leaves_the_posterior_as_it_is(evidence_of):
     torch.testing.assert_close(moved, 2 - 2 * (1 - share) / (1 + rho**2), rtol=0.1, atol=0)
 
 
-def test_the_likelihood_is_the_product_of_what_is_deconvolved_and_the_rest(evidence_of):
-    evidence, rho = evidence_of(4), number(0.3)
-    first, second = divided(evidence, rho)
-    for name in ("eigenvalues", "cross"):
-        torch.testing.assert_close(getattr(first, name) + getattr(second, name), getattr(evidence, name))
-    most = float(DECONVOLVED / rho**2)
-    torch.testing.assert_close(first.eigenvalues, evidence.eigenvalues.clamp(max=most))
-    assert 0 < int((evidence.eigenvalues > most).sum()) < 4
-    # B is divided as Λ is, so that the Gaussian posteriors' means Λ⁻¹B are the same.
-    torch.testing.assert_close(first.cross / first.eigenvalues, evidence.cross / evidence.eigenvalues)
+def test_a_recording_is_divided_into_two_of_the_same_network(monkeypatch):
+    """Of known weights the denoiser is given B₂ ~ N(WΛ₂, Λ₂), and z is W and noise ρ that knows nothing of B₂."""
+    count, rho, precision = 4000, number(0.2), torch.tensor([0.0, 5.0, 300.0], dtype=D)
+    W = 3 * normal(count, 2, 3, seed=1)
+    cross = W * precision + precision.sqrt() * normal(count, 2, 3, seed=2)
+    asked = {}
+
+    def conditional(part):
+        asked["rest"] = part
+        return ScaleMixtureDenoiser(torch.ones(1, dtype=D), evidence=part)
+
+    def seen(denoise, z, *arguments):
+        asked["z"] = z
+        return given_noisy(denoise, z, *arguments)
+
+    monkeypatch.setattr(split_gibbs, "given_noisy", seen)
+    gibbs = SplitGibbs(GAUSSIAN, conditional=conditional)
+    gibbs._sweep(W, Evidence(precision.expand(count, 3), None, cross), rho, source(), None)
+    rest, z = asked["rest"], asked["z"]
+    share = 1 - float(DECONVOLVED / rho**2) / 300
+    torch.testing.assert_close(rest.eigenvalues[0], share * precision)
+    off = [(z - W) / rho, (rest.cross - W * share * precision)[..., 1:] / (share * precision[1:]).sqrt()]
+    for one in (*off[0].unbind(-1), *off[1].unbind(-1)):
+        assert scipy.stats.kstest(one.flatten(), "norm").pvalue > 0.01
+    known = torch.cat([*off, W], -1).flatten(0, 1).T  # of 8000 pairs, correlations have a standard error of 0.011
+    assert float((torch.corrcoef(known) - torch.eye(len(known), dtype=D)).abs().max()) < 4 / math.sqrt(2 * count)
 
 
 @pytest.mark.parametrize("conditioned", [True, False])
@@ -87,7 +102,7 @@ def test_a_long_sweep_is_exact(evidence_of, conditioned):
     If the denoiser is conditioned on the rest they are of the recording, else of the recording with more noise.
     """
     N, evidence, rho, more = 3, evidence_of(3), number(1.0), normal(2000, 3, 3, seed=6)
-    seen = evidence if conditioned else noisier(divided(evidence, rho)[0], evidence, more)
+    seen = evidence if conditioned else noisier(evidence, evidence.eigenvalues.clamp(max=DECONVOLVED), more)
     folded = fold(torch.zeros(2000, N, N, dtype=D), math.inf, seen)
     sd = folded.variances.sqrt()
     before = (folded.mean + sd * normal(2000, N, N, seed=4)) @ evidence.vectors.mT
@@ -110,7 +125,8 @@ def test_noise_is_added_until_a_recording_is_as_precise_as_can_be_deconvolved():
     W, precision, rho = 3 * normal(4000, 2, 3, seed=1), torch.tensor([0.0, 2.0, 300.0], dtype=D), number(0.1)
     cross = W * precision + precision.sqrt() * normal(4000, 2, 3, seed=2)
     evidence = Evidence(precision.expand(4000, 3), None, cross)
-    seen = noisier(divided(evidence, rho)[0], evidence, normal(4000, 2, 3, seed=3))
+    most = float(DECONVOLVED / rho**2)
+    seen = noisier(evidence, evidence.eigenvalues.clamp(max=most), normal(4000, 2, 3, seed=3))
     torch.testing.assert_close(seen.eigenvalues[0], torch.tensor([0.0, 2.0, 80.0], dtype=D))
     torch.testing.assert_close(seen.cross[..., :2], cross[..., :2])
     off = (seen.cross - W * seen.eigenvalues.unsqueeze(-2))[..., 2] / math.sqrt(80.0)
@@ -123,18 +139,16 @@ def test_each_draw_has_one_noise_of_its_recording_for_all_sweeps(monkeypatch):
     """A noise anew in each sweep would be averaged over: W would be of no single recording with more noise."""
     noises = []
 
-    def seen(part, evidence, noise):
+    def seen(evidence, precision, noise):
         noises.append(noise)
-        return noisier(part, evidence, noise)
+        assert not precision.equal(evidence.eigenvalues)  # it is made use of
+        return noisier(evidence, precision, noise)
 
     monkeypatch.setattr(split_gibbs, "noisier", seen)
     evidence = Evidence(torch.tensor([1.0, 1e4], dtype=D), None, normal(2, 2))
     SplitGibbs(GAUSSIAN, sweeps=8, rho=3.0).refine(normal(3, 2, 2), evidence, 0)
-    assert len(noises) == 8 and all(torch.equal(noise, noises[0]) for noise in noises)
+    assert len(noises) == 3 and all(torch.equal(noise, noises[0]) for noise in noises)  # above the last ρ
     assert noises[0].shape == (3, 2, 2) and not torch.equal(noises[0][0], noises[0][1])
-    assert not split_gibbs.divided(evidence, number(3.0))[0].eigenvalues.equal(
-        evidence.eigenvalues
-    )  # it is made use of
 
 
 def test_rho_falls_faster_where_draws_forget_at_once():

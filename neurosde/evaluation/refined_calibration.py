@@ -52,7 +52,7 @@ from neurosde.models.diffusion_prior import STEPS, DiffusionPrior, load_prior
 from neurosde.models.empirical_bayes import empirical_bayes
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.model_files import model_label
-from neurosde.models.split_gibbs import SWEEPS
+from neurosde.models.split_gibbs import NEAR_RHO, NEAR_SWEEPS
 from neurosde.options import OptionParser, add_options, from_options
 from neurosde.provenance import global_attributes
 from neurosde.solve import simulate_rate_network
@@ -82,7 +82,10 @@ class RefinedCalibration:
     networks: int = field(default=64, metadata={"help": "networks of each ensemble"})
     trials: int = field(default=2, metadata={"help": "trials per network"})
     draws: int = field(default=31, metadata={"help": "posterior draws per network"})
-    sweeps: int = field(default=SWEEPS, metadata={"help": "sweeps of split Gibbs"})
+    sweeps: int = field(default=NEAR_SWEEPS, metadata={"help": "sweeps of split Gibbs"})
+    rho: float = field(
+        default=NEAR_RHO, metadata={"help": "its first ρ, in units of a weight's spread: how far draws may go"}
+    )
     alone: int = field(
         default=0, metadata={"help": "sweeps with a prior of weights alone, from the Gaussian posterior; 0: none"}
     )
@@ -104,6 +107,7 @@ class RefinedCalibration:
         if self.steps is not None:
             check_count(self.steps, "steps", 2)
         check_count(self.sweeps, "sweeps", 8)
+        check_positive(self.rho, "rho")
         if self.alone:
             check_count(self.alone, "alone", 8)
         check_positive(self.noise_std, "noise_std")
@@ -209,7 +213,7 @@ def _refined(
     began = time.perf_counter()
     draws = given.sample((c.draws,), steps=c.steps, generator=source)
     before, drawn = draws.cpu(), time.perf_counter()
-    refined = given.refine(draws, sweeps=c.sweeps, generator=source).draws.cpu()
+    refined = given.refine(draws, sweeps=c.sweeps, rho=c.rho, generator=source).draws.cpu()
     return [(before, drawn - began), (refined, time.perf_counter() - drawn)]
 
 
