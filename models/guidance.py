@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,3 +72,28 @@ class RescaledDenoiser:
         ratio = torch.as_tensor(self.ratio, dtype=torch.float64, device=x.device)
         wide = ratio[..., None, None]
         return self.denoise(x * wide, torch.as_tensor(sigma, device=x.device) * ratio) / wide
+
+
+@dataclass(frozen=True)
+class ChosenDenoiser:
+    """One denoiser for some matrices of a batch, another one for the others.
+
+    Args:
+        first: of those that are chosen.
+        second: of the others.
+        chosen: of the noise levels of matrices, shape (...), which are, of the same shape.
+    """
+
+    first: Denoiser
+    second: Denoiser
+    chosen: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean, see `Denoiser`; of a denoiser that none is for nothing is asked."""
+        levels = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[:-2])
+        chosen = self.chosen(levels).expand(levels.shape)
+        if bool(chosen.all()):
+            return self.first(x, sigma)
+        if not bool(chosen.any()):
+            return self.second(x, sigma)
+        return torch.where(chosen[..., None, None], self.first(x, sigma), self.second(x, sigma))

@@ -118,7 +118,8 @@ def infer(
     Args:
         recording: a recording, or the path of one (see `neurosde.datasets.recordings`).
         config: what is known and how to infer.
-        draws: draws of W to refine, (draw, post, pre), in place of new ones.
+        draws: draws of W to refine, (draw, post, pre), in place of new ones; with method cfg they are taken for draws
+            of that posterior, which are nearly right: give sweeps and rho where they are not.
         dynamics: τ and σ of each of them; None draws them.
         progress: show a progress bar, on a terminal, where it takes long.
 

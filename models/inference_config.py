@@ -53,15 +53,15 @@ class InferenceConfig:
     sweeps: int | None = field(
         default=None,
         metadata={
-            "help": f"refine, gibbs: sweeps, at least 8 (default: of method cfg {NEAR_SWEEPS}, of others {SWEEPS}, with a "
-            f"prior {PRIOR_SWEEPS})"
+            "help": f"refine, gibbs: sweeps, at least 8 (default: of method cfg, unguided, {NEAR_SWEEPS}, of others "
+            f"{SWEEPS}, with a prior {PRIOR_SWEEPS})"
         },
     )
     rho: float | None = field(
         default=None,
         metadata={
-            "help": "refine: how far draws may go, in units of a weight's spread (default: of gibbs and method cfg "
-            f"{NEAR_RHO}, of other methods 1, with a prior 3 √N; of mmps, pigdm and dps 3)"
+            "help": "refine: how far draws may go, in units of a weight's spread (default: of gibbs and method cfg, "
+            f"unguided, {NEAR_RHO}, of other methods 1, with a prior 3 √N; of mmps, pigdm and dps 3)"
         },
     )
     likelihood: Likelihood = field(

@@ -43,8 +43,8 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument(
         "--sweeps",
         type=int,
-        help=f"of gibbs, at least 8 (default: of draws of the posterior that refines {NEAR_SWEEPS}, of others {SWEEPS}, "
-        f"with a prior {PRIOR_SWEEPS})",
+        help=f"of gibbs, at least 8 (default: of draws of the posterior that refines {NEAR_SWEEPS}, of others "
+        f"{SWEEPS}, with a prior {PRIOR_SWEEPS})",
     )
     parser.add_argument(
         "--rho",
@@ -92,11 +92,13 @@ def run(options: Namespace) -> int:
             "infer it without a gain, or leave --prior out."
         )
     given = {name: getattr(options, name) for name in ("checkpoint", "family") if getattr(options, name) is not None}
-    settings |= given
-    settings |= {"refine": options.method}
+    # Where another posterior refines than the draws are of, nothing says that they are nearly right.
+    known = {"checkpoint": settings.get("checkpoint") or "base", "family": settings.get("family")}
+    another = options.recording is not None or settings.get("prior") or settings.get("refine") not in (None, "gibbs")
+    another = another or any(value != known[name] for name, value in given.items())
+    settings |= given | {"refine": options.method}
     settings |= {name: getattr(options, name) for name in ("prior", "sweeps", "rho", "likelihood", "window", "seed")}
-    if options.method == "gibbs" and options.prior is None and (given or options.recording is not None):
-        # Another posterior than the draws are of: nothing says that they are nearly right.
+    if another and options.method == "gibbs" and options.prior is None:
         far = {"sweeps": SWEEPS, "rho": 1.0}
         settings |= {name: value for name, value in far.items() if settings[name] is None}
     result = infer(recording, InferenceConfig(**settings), draws=draws, dynamics=dynamics, progress=True)

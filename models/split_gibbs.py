@@ -10,7 +10,7 @@ has the posterior as the law of W for every ρ² < 1/λ_max(Λ), `SplitGibbs` dr
     z | W = W + ρ²(B − WΛ) + ρ ε (I − ρ²Λ)^½,    W | z: the prior's diffusion, given an observation of noise ρ.
 
 A step moves W by ρ, which is small where a recording tells much about some direction. So ρ falls from sweep to sweep,
-from a large one on, at which not all of the likelihood can be deconvolved: along directions in which ρ² λ > 0.8,
+from a large one on, at which not all of the likelihood can be deconvolved, but only where ρ² λ ≤ 0.8:
 
 - with a prior's denoiser alone, noise is added to what was recorded until it can be: of precision Λ₁ = min(Λ, 0.8/ρ²)
   along each direction, with B₁ = Λ₁Λ⁻¹B + (Λ₁ − Λ₁²Λ⁻¹)^½ ε, it is a recording of the same network with more noise. Of
@@ -23,9 +23,9 @@ from a large one on, at which not all of the likelihood can be deconvolved: alon
   B₁ = aB + (a(1 − a)Λ)^½ ε, with a fresh ε for each sweep, and what remains, (Λ − Λ₁, B − B₁). The first is
   deconvolved, and W is drawn given z and the second. At ρ = 1 nearly all is left to the denoiser; at the last ρ nothing
   is, and what it has learnt of recordings plays no part. (A division without ε is exact too, but asks the denoiser of
-  pairs (Λ, B) that no recording has: B too near to ΛW. Nor does a recording tell as much along all directions, as what
-  remains above 0.8/ρ² along each. With `base` and weights of 20 neurons under Dale's law that are right, a sweep at
-  ρ = 0.25 made them 0.19 ± 0.04 % smaller without ε, 0.16 ± 0.05 % with it and what remains along each direction, and
+  pairs (Λ, B) that no recording has: B too near to ΛW. To take Λ₁ = min(Λ, 0.8/ρ²) here too leaves much along few
+  directions and nothing along most, which no recording has either. With `base`, one sweep at ρ = 0.25 made weights of
+  20 neurons under Dale's law that were right 0.19 ± 0.04 % smaller without ε, 0.16 ± 0.05 % with ε and that Λ₁, and
   0.04 ± 0.05 % as it is.)
 
 References:
@@ -47,6 +47,7 @@ from tqdm import tqdm
 
 from neurosde.brownian import as_generator
 from neurosde.models.edm import DECISIVE, Denoiser, Evidence, noise_levels
+from neurosde.models.guidance import ChosenDenoiser
 from neurosde.models.refinement import Refinement, check_draws, log_likelihood
 from neurosde.models.samplers import sample
 from neurosde.validation import check_count, check_positive
@@ -59,9 +60,9 @@ EXACT_SHARE = 0.25  # of the sweeps, at the end
 # 5 after 64).
 PRIOR_SWEEPS, PRIOR_STEPS, PRIOR_RHO, PRIOR_EXACT_SHARE = 192, 24, 3.0, 1 / 12
 # Of draws that are nearly right, such as those of a posterior that are refined with its own prior. They stay the nearer
-# to right the less the posterior's network is asked, which errs a little: draws of 60 networks of 50 neurons under
-# Dale's law that are right lose 1.7 ± 0.4 % of their norm in 12 sweeps from ρ = 1, and 0.4 ± 0.1 % from 0.3, which move
-# them by 0.43 |W| (independent ones differ by 0.63).
+# to right the less the posterior's network is asked, which errs a little: right draws of 60 networks of 50 neurons
+# under Dale's law lose 1.7 ± 0.4 % of their norm in 12 sweeps from ρ = 1, 0.4 ± 0.1 % in 12 from 0.3, and 0.3 ± 0.1 %
+# in 8 from there, which move them by 0.38 |W| (independent ones differ by 0.63).
 NEAR_SWEEPS, NEAR_RHO = 8, 0.3
 STEPS = 16  # noise levels of a sweep: of fewer, whether a sparse weight exists is decided wrongly
 DECONVOLVED = 0.8  # largest ρ²λ of a likelihood that is deconvolved
@@ -168,7 +169,9 @@ class SplitGibbs:
         if self.conditional is None:
             return given_noisy(self.denoise, z, rho, self.steps, source)
         rest = Evidence(precision - first, evidence.vectors, evidence.cross - part.cross)
-        return given_noisy(self.conditional(rest), z, rho, self.steps, source, rest)
+        left = (rest.eigenvalues > 0).any(-1)  # of some recordings nothing may be left: that is the prior
+        denoise = ChosenDenoiser(self.conditional(rest), self.denoise, lambda _: left)
+        return given_noisy(denoise, z, rho, self.steps, source, rest)
 
     def schedule(self, largest: Float[Tensor, "*recording"], exact: int) -> Float[Tensor, " sweep *recording"]:
         """ρ of each sweep: falling to where all of the likelihood is deconvolved, and staying there.

@@ -122,7 +122,8 @@ class WeightPosterior:
             shape: of the draws.
             dynamics: τ and σ of each, as many as draws, of `dynamics`; None draws them.
             guidance: w of `ClassifierFreeGuidance`. 1 draws from the posterior and 0 from the prior; any other weight
-                draws from neither and is not calibrated, whatever it looks like. The prior is that of `refine`.
+                draws from neither and is not calibrated, whatever it looks like. The prior is that of `refine` by a
+                guidance.
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
             steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
             method: see `neurosde.models.sample`.
@@ -181,7 +182,8 @@ class WeightPosterior:
         Its own prior is the network's, but where weights are told to obey Dale's law or to be sparse: then it is known
         in closed form, and to split Gibbs that of low-rank ones is known by sampling (`prior_denoiser`). Guidances ask
         for the prior only. Split Gibbs asks the network at first for what it has learnt of recordings too, and less and
-        less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not known, each draw has its own, as in `sample`, and keeps it.
+        less so: in its last sweeps only for the prior, next to where draws are. Where σ or τ is not known, each draw
+        has its own, as in `sample`, and keeps it.
 
         With a `prior` of weights alone nothing is asked of this posterior's network: sweeps begin at a ρ at which draws
         forget where they were, and many more are needed. By their default number weights of 50 neurons under Dale's law

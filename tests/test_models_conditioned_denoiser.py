@@ -226,14 +226,15 @@ def test_low_rank_weights_have_a_sampled_prior_where_noise_is_low(known):
         assert float((off.sqrt() / (s * gain)).max()) * N < 1  # of a standard deviation of one of N² directions
 
 
-def test_a_sampled_prior_is_for_split_gibbs_and_for_gains_that_there_are():
+def test_a_sampled_prior_is_for_split_gibbs_low_noise_and_gains_that_there_are(monkeypatch):
     kind, N = make_ensemble("low-rank", 3.0, gain=0.3), 6
     network, config = trained_on(kind)
-    statistics, gain, s = recording_of()[2], torch.full((3,), 0.9, dtype=D), torch.tensor(0.4, dtype=D)
-    x = normal(3, N, N)
+    statistics, gain = recording_of()[2], torch.full((3,), 0.9, dtype=D)
+    x, s = normal(3, N, N), torch.tensor([0.3, 0.5, 0.4], dtype=D)
     told = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="low-rank")
     sampled, network_said = told._prior(gain, True)(x, s), told._prior(gain)(x, s)
-    assert not torch.allclose(sampled, network_said, rtol=0.01)
+    for k, low in enumerate((True, False, True)):
+        assert low != torch.allclose(sampled[k], network_said[k], rtol=0.01)
     # Structure of strength 1 alone has a root mean square gain of 1.
     for known in (0.9, 1.0):
         too_low = CFGPosterior(network, config).condition(statistics, noise_std=SIGMA, family="low-rank", gain=known)
@@ -245,13 +246,11 @@ def test_a_sampled_prior_is_for_split_gibbs_and_for_gains_that_there_are():
         return GAUSSIAN
 
     draws = told.sample((4,), steps=4, generator=0)
+    monkeypatch.setattr(WeightPosterior, "_prior", prior)
     for method, is_sampled in (("gibbs", True), ("pigdm", False)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                WeightPosterior, "_prior", lambda self, gain, sampled=False: asked.append(sampled) or GAUSSIAN
-            )
-            told.refine(draws, method=method, steps=4, generator=1)
-        assert asked.pop() == is_sampled
+        told.refine(draws, method=method, steps=4, generator=1)
+        assert asked == [is_sampled]
+        asked.clear()
 
 
 def test_two_ranges_of_gains_have_no_closed_form():

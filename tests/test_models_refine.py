@@ -177,12 +177,20 @@ def test_draws_go_less_far_where_they_are_those_of_the_posterior_that_refines_th
     assert len(found.rho) == sweeps and float(found.rho[0]) == pytest.approx(rho)
 
 
-@pytest.mark.parametrize(("told", "sweeps", "rho"), [((), 8, 0.3), (("--family", "dale"), 12, 1.0)])
-def test_the_command_takes_draws_of_another_posterior_for_wrong(posteriors, tmp_path, told, sweeps, rho):
-    out = tmp_path / "refined.nc"
-    assert main(["refine", str(posteriors["cfg"]), *told, "--out", str(out)]) == 0
-    found = open_posterior(out)["refinement"]["rho"]
-    assert found.size == sweeps and float(found[0]) == pytest.approx(rho)
+def test_the_command_takes_draws_of_another_posterior_for_wrong(posteriors, tmp_path):
+    def refined(of, *told):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.nc"
+        assert main(["refine", str(of), *told, "--out", str(out)]) == 0
+        rho = open_posterior(out)["refinement"]["rho"]
+        return out, rho.size, float(rho[0])
+
+    own, *near = refined(posteriors["cfg"])
+    assert near == [8, pytest.approx(0.3)]
+    assert refined(own, "--checkpoint", "base")[1:] == (8, pytest.approx(0.3))
+    _, *far = refined(posteriors["cfg"], "--family", "dale")
+    assert far == [12, pytest.approx(1.0)]
+    by_guidance, *_ = refined(posteriors["cfg"], "--method", "pigdm")
+    assert refined(by_guidance)[1:] == (12, pytest.approx(1.0))
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_one_sweep_leaves_the_posterior_as_it_is(evidence_of):
 
 def test_a_recording_is_divided_into_two_of_the_same_network(monkeypatch):
     """Of known weights the denoiser is given B₂ ~ N(WΛ₂, Λ₂), and z is W and noise ρ that knows nothing of B₂."""
-    count, rho, precision = 4000, number(0.2), torch.tensor([0.0, 5.0, 300.0], dtype=D)
+    count, rho, precision = 4000, number(0.2), torch.tensor([0.0, 5.0, 40.0], dtype=D)
     W = 3 * normal(count, 2, 3, seed=1)
     cross = W * precision + precision.sqrt() * normal(count, 2, 3, seed=2)
     asked = {}
@@ -86,13 +86,26 @@ def test_a_recording_is_divided_into_two_of_the_same_network(monkeypatch):
     gibbs = SplitGibbs(GAUSSIAN, conditional=conditional)
     gibbs._sweep(W, Evidence(precision.expand(count, 3), None, cross), rho, source(), None)
     rest, z = asked["rest"], asked["z"]
-    share = 1 - float(DECONVOLVED / rho**2) / 300
+    share = 1 - float(DECONVOLVED / rho**2) / 40  # a half: without more noise B₂ would have half of its variance
     torch.testing.assert_close(rest.eigenvalues[0], share * precision)
     off = [(z - W) / rho, (rest.cross - W * share * precision)[..., 1:] / (share * precision[1:]).sqrt()]
     for one in (*off[0].unbind(-1), *off[1].unbind(-1)):
         assert scipy.stats.kstest(one.flatten(), "norm").pvalue > 0.01
     known = torch.cat([*off, W], -1).flatten(0, 1).T  # of 8000 pairs, correlations have a standard error of 0.011
     assert float((torch.corrcoef(known) - torch.eye(len(known), dtype=D)).abs().max()) < 4 / math.sqrt(2 * count)
+
+
+def test_of_a_recording_of_which_nothing_is_left_the_prior_is_asked():
+    """Beside one of which something is: whoever else is recorded, draws are what they would be alone."""
+    rho, evidence = number(0.5), Evidence(torch.tensor([[1.0, 2.0], [1.0, 90.0]], dtype=D), None, normal(2, 2, 2))
+
+    def conditional(part):
+        return lambda x, sigma: 5 + 0 * x  # no denoiser of anything
+
+    gibbs = SplitGibbs(GAUSSIAN, steps=8, conditional=conditional)
+    W = normal(3, 2, 2, 2, seed=1)
+    swept = gibbs._sweep(W, evidence.expand((3, 2)), rho, source(2), None)
+    assert float(swept[:, 0].abs().max()) < 4 and float((swept[:, 1] - 5).abs().max()) < 0.1
 
 
 @pytest.mark.parametrize("conditioned", [True, False])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from neurosde.models.diffusion_cfg import CFGPosterior
 from neurosde.models.empirical_bayes import empirical_bayes, least_squares, ridge
 from neurosde.models.gaussian_posterior import GaussianPosterior
 from neurosde.models.refiner_options import Refiner
+from neurosde.models.split_gibbs import NEAR_RHO, NEAR_SWEEPS
 
 METHODS = {
     "least-squares": "least squares",
@@ -125,9 +127,10 @@ def _trained(method: str, recorded: Recorded, draws: int, seed: int, model: CFGP
     if method not in _REFINERS:
         return Inferred(posterior.mean, found)
     refined = []
+    near: dict[str, Any] = {"sweeps": NEAR_SWEEPS, "rho": NEAR_RHO} if _REFINERS[method] == "gibbs" else {}
     for k, statistics in enumerate(recorded.statistics):
         alone = model.condition(statistics, noise_std=task.noise_std)
-        one = alone.refine(found[:, k], method=_REFINERS[method], generator=seed + k)
+        one = alone.refine(found[:, k], method=_REFINERS[method], **near, generator=seed + k)
         if bool(one.diverged.any()):
             raise FloatingPointError(f"{method} diverges for {int(one.diverged.sum())} of {draws} draws.")
         refined.append(one.draws)

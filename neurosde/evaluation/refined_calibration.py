@@ -1,7 +1,8 @@
 """`neurosde benchmark refined`: are refined draws as sure as they should be, and better than those they began as?
 
 Networks of an ensemble that a trained posterior knows are recorded, inferred by it, told the ensemble, and the draws
-refined by split Gibbs sampling, which asks the network for its prior only. Before and after:
+refined by split Gibbs sampling, which asks for a prior, and at first for what the network says of a part of the
+recording. Before and after:
 
 - p, TARP and contraction, see `neurosde.evaluation.posterior_benchmark`;
 - norm: |draw|/|W| − 1, mean over draws and networks, with its standard error: a prior that a network has learnt makes
