@@ -153,7 +153,7 @@ class PairNetwork(nn.Module):
         """Return F and, of a network that is conditioned on recordings, log p(family) of each, (batch, family)."""
         N = z.shape[-1]
         far = u.clamp(-FARTHEST, FARTHEST)
-        entries = torch.stack([z, z.abs(), torch.asinh(u), far / FARTHEST, (-u.square() / 8).exp()], dim=1)
+        entries = torch.stack([z, z.abs(), torch.asinh(u), far / FARTHEST, (-u.square() / 8).exp()])
         condition = self.condition(torch.cat([_sigma_features(log_sigma), _size_feature(N, log_sigma)], dim=-1))
         if self.family is not None:
             untold = torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -161,10 +161,14 @@ class PairNetwork(nn.Module):
         first, activation, second = self.pairs
         P, H = _linear(first, entries), self.nodes(_node_features(z))
         if self.known is not None and knowledge is not None:
-            P, H = P + _map(self.known.pairs.weight, knowledge.pairs), H + self.known.nodes(knowledge.nodes)
+            P, H = (
+                P + _map(self.known.pairs.weight, knowledge.pairs.transpose(0, 1)),
+                H + self.known.nodes(knowledge.nodes),
+            )
             condition = condition + self.known.overall(knowledge.overall)
         if self.spectral is not None and split is not None:
-            P = P + _map(self.spectral.pairs.weight, torch.cat([split.above, split.projections], dim=1))
+            parts = torch.cat([split.above, split.projections], dim=1).transpose(0, 1)
+            P = P + _map(self.spectral.pairs.weight, parts)
             condition = condition + self.spectral.overall(torch.log1p(split.counts.clamp(min=0)))
         P = _linear(second, activation(P)).to(z.dtype)
         for block in self.blocks:
@@ -173,13 +177,13 @@ class PairNetwork(nn.Module):
             else:
                 P, H = block(P, H, condition)
         hidden = functional.silu(_linear(self.hidden, self.norm(P, condition)))
-        constant, near, scale = _linear(self.output, hidden).unbind(1)
+        constant, near, scale = _linear(self.output, hidden)
         F = constant + near * far + scale * z
         if self.spectral is not None and split is not None:
-            F = F + (_linear(self.spectral.output, hidden) * split.above).sum(1)
+            F = F + (_linear(self.spectral.output, hidden) * split.above.transpose(0, 1)).sum(0)
         if self.known is None or knowledge is None:
             return F, None
-        constant, near = _linear(self.known.output, hidden).unbind(1)
+        constant, near = _linear(self.known.output, hidden)
         of_weights = constant + near * knowledge.scores.clamp(-FARTHEST, FARTHEST)
         return F + of_weights @ knowledge.response, self.known.log_families(H, condition)
 
@@ -217,7 +221,7 @@ class _Splitting(nn.Module):
 
 
 class _AdaptiveNorm(nn.Module):
-    """Layer norm over dimension 1, whose scale and shift depend on the condition."""
+    """Layer norm over dimension 0, whose scale and shift depend on the condition of each of a batch, dimension 1."""
 
     def __init__(self, features: int, condition: int) -> None:
         super().__init__()
@@ -227,10 +231,12 @@ class _AdaptiveNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         modulation = self.modulation(functional.silu(condition))
-        scale, shift = modulation.view(len(x), -1, *(1,) * (x.ndim - 2)).to(x.dtype).chunk(2, dim=1)
-        centred = x - x.mean(1, keepdim=True)
-        normed = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-        return torch.addcmul(shift, normed, 1 + scale).to(modulation.dtype)
+        scale, shift = modulation.T.reshape(-1, len(condition), *(1,) * (x.ndim - 2)).to(x.dtype).chunk(2)
+        centred = x - x.mean(0)
+        inverse = (centred.square().mean(0) + 1e-5).rsqrt()
+        reused = _reused(centred)
+        normed = torch.mul(centred, inverse, out=reused)
+        return torch.addcmul(shift, normed, 1 + scale, out=reused).to(modulation.dtype)
 
 
 class _Block(nn.Module):
@@ -251,18 +257,21 @@ class _Block(nn.Module):
     def forward(self, P: Tensor, H: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.pair_norm(P, condition)
         K = self.paths.in_features
-        A, B, bias = _linear(self.factors, normed).split([K, K, self.heads], dim=1)
-        H = H + self._nodes(normed, self.node_norm(H.mT, condition).mT, bias)
+        A, B, bias = _linear(self.factors, normed).split([K, K, self.heads])
+        nodes = self.node_norm(H.movedim(-1, 0), condition).movedim(0, -1)
+        H = H + self._nodes(normed, nodes, bias.transpose(0, 1))
         weight = torch.cat([self.own.weight, self.other.weight, self.paths.weight / math.sqrt(len(P[0, 0]))], dim=1)
-        hidden = _map(weight, torch.cat([normed, normed.mT.contiguous(), *_products(A, B)], dim=1))
-        post, pre, loop = self.ends(H).mT.chunk(3, dim=1)
+        hidden = _map(weight, torch.cat([normed, normed.mT, *_products(A, B)]))
+        post, pre, loop = self.ends(H).movedim(-1, 0).contiguous().chunk(3)
         hidden.add_(post.unsqueeze(3)).add_(pre.unsqueeze(2))
         hidden.diagonal(dim1=2, dim2=3).add_(loop)
-        gate, value = hidden.chunk(2, dim=1)
-        return P + _linear(self.update, functional.silu(gate) * value), H
+        gate, value = hidden.chunk(2)
+        gate = functional.silu(gate, inplace=not torch.is_grad_enabled())
+        return _linear(self.update, torch.mul(gate, value, out=_reused(gate))).add_(P), H
 
     def _nodes(self, pairs: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
-        rows, columns, loops = pairs.mean(3).mT, pairs.mean(2).mT, pairs.diagonal(dim1=2, dim2=3).mT
+        ends = pairs.mean(3), pairs.mean(2), pairs.diagonal(dim1=2, dim2=3)
+        rows, columns, loops = (one.movedim(0, -1) for one in ends)
         features = self.gather(torch.cat([rows, columns, loops, nodes], dim=-1))
         everything = torch.cat([rows.mean(1), loops.mean(1), nodes.mean(1)], dim=-1)
         features = features + self.overall(everything).unsqueeze(1)
@@ -273,20 +282,25 @@ class _Block(nn.Module):
         return self.spread(torch.cat([attended.transpose(1, 2).flatten(2), functional.silu(hidden)], dim=-1))
 
 
+def _reused(tensor: Tensor) -> Tensor | None:
+    """Where to put a result in place of a tensor that is of no more use, unless a gradient needs it."""
+    return None if torch.is_grad_enabled() else tensor
+
+
 def _products(A: Tensor, B: Tensor) -> list[Tensor]:
-    """AB, AᵀB and ABᵀ of a third of the channels each; shape (batch, channel, post, pre)."""
-    (A0, A1, A2), (B0, B1, B2) = A.chunk(3, dim=1), B.chunk(3, dim=1)
+    """AB, AᵀB and ABᵀ of a third of the channels each; shape (channel, batch, post, pre)."""
+    (A0, A1, A2), (B0, B1, B2) = A.chunk(3), B.chunk(3)
     return [A0 @ B0, A1.mT @ B1, A2 @ B2.mT]
 
 
 def _linear(layer: nn.Module, pairs: Tensor) -> Tensor:
-    """Apply nn.Linear to pairs, shape (batch, channel, post, pre)."""
+    """Apply nn.Linear to pairs, shape (channel, batch, post, pre)."""
     weight, bias = layer.parameters()
-    return _map(weight, pairs).add_(bias.view(-1, 1, 1))
+    return _map(weight, pairs).add_(bias.view(-1, 1, 1, 1))
 
 
 def _map(weight: Tensor, pairs: Tensor) -> Tensor:
-    return torch.bmm(weight.expand(len(pairs), -1, -1), pairs.flatten(2)).unflatten(2, pairs.shape[2:])
+    return (weight @ pairs.flatten(1)).unflatten(1, pairs.shape[1:])
 
 
 def _sigma_features(log_sigma: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from neurosde.models.knowledge import knowledge_of
 
 GAUSSIAN = Gaussian.name
 # Matrix entries given to the network at a time: what fits a CPU's caches, or a small GPU.
-_CHUNK = {"cpu": 10_000, "cuda": 2_000_000}
+_CHUNK = {"cpu": 20_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True)
