@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import as_generator
-from neurosde.datasets.ensembles import ENSEMBLES, Sparse
 from neurosde.models.denoiser import PairNetwork, PairNetworkConfig
-from neurosde.models.edm import DECISIVE, SIGMA_MIN, noise_levels
+from neurosde.models.edm import noise_levels
 from neurosde.models.graphed_network import GraphedNetwork
 from neurosde.models.model_files import load_model, save_model
 from neurosde.models.network_denoiser import NetworkDenoiser
+from neurosde.models.resolution import resolved
 from neurosde.models.samplers import Method, sample
 from neurosde.validation import check_count
 
-STEPS = 40  # noise levels of draws by a trained network, of up to STEPS_NEURONS neurons
+STEPS = 28  # noise levels of draws by a trained network, of up to STEPS_NEURONS neurons
 STEPS_NEURONS = 50
-CLUSTERED = (1.5, 0.7, 0.5)  # peak of the density of levels where clusters are decided, see `noise_levels`
-RESOLUTION = 5 * SIGMA_MIN  # below which a weight of a draw is not told from 0, in J units
-MOVED = 12 * SIGMA_MIN  # below which weights of draws are not where they should be
+# Peaks of the density of levels, where structure is decided and where clusters are, and what it is elsewhere; see
+# `noise_levels`.
+DECIDED, CLUSTERED, UNDECIDED = (1.0, 0.5, 1.5), (0.7, 0.7, 0.5), 0.85
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,14 @@ class DiffusionPrior:
 
         Weights below 5 σ_min = 0.01 s₀ cannot be told from none; a matrix with more of them than a density without an
         atom at 0 would have is a sparse one, and they are set to 0, but for the few that are weak ones. Of a prior that
-        has seen no sparse ones, or is told another family, none are.
+        has seen no sparse ones, or is told another family, none are. Under Dale's law, of a prior that is told it or
+        knows no other, they take the sign of their column.
 
         Args:
             num: number of matrices.
             N: neurons.
             family: name of the ensemble, for a prior that knows several.
-            steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
+            steps: noise levels; by default 28, of N > 50 neurons N/50 times as many.
             method: see `sample`.
             generator: seed or generator, on the prior's device.
             progress: show a progress bar, on a terminal.
@@ -140,7 +141,7 @@ class DiffusionPrior:
             sigmas=weight_levels(N, steps, self.config.sigma_max), generator=source, device=self.device,
             progress=progress,
         )  # fmt: skip
-        return scale * (with_exact_zeros(J, source) if may_be_sparse(self.config, family) else J)
+        return scale * resolved(J, self.config, family, source)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the prior to one file, which appears when it is whole.
@@ -157,8 +158,8 @@ class DiffusionPrior:
 
 
 def default_steps(N: int) -> int:
-    """Noise levels of draws by a trained network: 40, of N > 50 neurons √(N/50) times as many."""
-    return round(STEPS * max(1.0, math.sqrt(N / STEPS_NEURONS)))
+    """Noise levels of draws by a trained network: 28, of N > 50 neurons N/50 times as many."""
+    return round(STEPS * max(1.0, N / STEPS_NEURONS))
 
 
 def weight_levels(N: int, steps: int | None = None, sigma_max: float = 80.0) -> Tensor:
@@ -184,7 +185,9 @@ def weight_levels(N: int, steps: int | None = None, sigma_max: float = 80.0) -> 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.
     """
-    return noise_levels(default_steps(N) if steps is None else steps, sigma_max, peaks=(DECISIVE, CLUSTERED))
+    return noise_levels(
+        default_steps(N) if steps is None else steps, sigma_max, peaks=(DECIDED, CLUSTERED), elsewhere=UNDECIDED
+    )
 
 
 def load_prior(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPrior:
@@ -199,37 +202,3 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Diffusio
         ValueError: not a prior, or one of another format version; no such device.
     """
     return DiffusionPrior(*load_model(path, "prior", PriorConfig, device))
-
-
-def may_be_sparse(config: PriorConfig, family: str | None) -> bool:
-    """Whether exact zeros may be among weights: a network has seen some, and is not told that they are of another kind.
-
-    Args:
-        config: what a network was trained for.
-        family: name of the ensemble, where it is known; a network of one ensemble is not told it.
-    """
-    told = family if config.network.families else None
-    return config.sparse and (told == Sparse.name or told not in ENSEMBLES)
-
-
-def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Give weights that are too small to be told from 0 their law, in matrices that have many of them.
-
-    A denoiser leaves next to nothing of a weight below 5 σ_min, be it of no connection or of a weak one, and moves
-    those below 12 σ_min. Likelihoods are flat over so small a range, and no recording tells which is which. Those below
-    5 σ_min are made weak ones, uniform between −5 σ_min and 5 σ_min, with the probability that makes non-zero weights
-    as dense below 12 σ_min as between 12 and 36 σ_min in all draws of the same network; else they are 0.
-
-    Args:
-        J: draws in the unit of the network, shape (draw, ..., post, pre).
-        generator: of the weak ones.
-    """
-    drawn, size = (0, -2, -1), J.abs()
-    small = size < RESOLUTION
-    small &= small.double().mean((-1, -2), keepdim=True) > 0.05
-    sparse = small.any(-1, keepdim=True).any(-2, keepdim=True)
-    beside = (sparse & (size >= MOVED) & (size < 3 * MOVED)).sum(drawn, keepdim=True)
-    found = (sparse & (size >= RESOLUTION) & (size < MOVED)).sum(drawn, keepdim=True)
-    share = (beside / 2 - found).clamp(min=0) / small.sum(drawn, keepdim=True).clamp(min=1)
-    chance, value = torch.rand(2, *J.shape, generator=generator, dtype=J.dtype, device=J.device)
-    return torch.where(small, torch.where(chance < share, RESOLUTION * (2 * value - 1), 0.0), J)

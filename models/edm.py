@@ -237,16 +237,18 @@ def noise_levels(
     sigma_max: float = 80.0,
     sigma_min: float = SIGMA_MIN,
     peaks: Sequence[tuple[float, float, float]] = (DECISIVE,),
+    elsewhere: float = ELSEWHERE,
 ) -> Tensor:
     """Noise levels from σ_max to σ_min, then 0; shape (steps + 1,), float64.
 
     They are dense where structure is decided, which is where a denoiser bends: in u = log s their density is
 
-        ∝ Σ a exp(−(u − m)²/(2b²)) + 0.5
+        ∝ Σ a exp(−(u − m)²/(2b²)) + e
 
-    over `peaks` (a, m, b), by default one, (1, 1, 1.8). Signs of columns, clusters, factors and the gain become certain
-    between s = 40 and 0.5, each within a narrow range, and where levels are far apart there, draws come out too small.
-    Signs of small weights are decided last: with a density of 0.2 there in place of 0.5, 3 % more weights were small.
+    over `peaks` (a, m, b), by default one, (1, 1, 1.8), with e = `elsewhere`. Signs of columns, clusters, factors and
+    the gain become certain between s = 40 and 0.5, each within a narrow range, and where levels are far apart there,
+    draws come out too small. Signs of small weights are decided last: with a density of 0.2 there in place of 0.5, 3 %
+    more weights were small.
 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.
@@ -257,7 +259,7 @@ def noise_levels(
         raise ValueError(f"sigma_max must exceed sigma_min > 0; got {sigma_max} and {sigma_min}.")
     u = np.linspace(math.log(sigma_max), math.log(sigma_min), 10_001)
     heights = (height * np.exp(-0.5 * ((u - mean) / sd) ** 2) for height, mean, sd in peaks)
-    density = sum(heights, np.full_like(u, ELSEWHERE))
+    density = sum(heights, np.full_like(u, elsewhere))
     passed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     levels = np.exp(np.interp(np.linspace(0, passed[-1], steps), passed, u))
     levels[0], levels[-1] = sigma_max, sigma_min

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurosde.models.diffusion_prior import DiffusionPrior, with_exact_zeros
+from neurosde.models.diffusion_prior import DiffusionPrior
 from neurosde.models.edm import Denoiser, Evidence
 from neurosde.models.guidance import RescaledDenoiser
 from neurosde.models.guided_diffusion import GuidedDiffusion
@@ -32,7 +32,7 @@ def refine_draws(
     given: Callable[[Evidence], tuple[Denoiser, Evidence, Tensor]],
     prior: Callable[[Tensor], Denoiser],
     ask_given: bool,
-    sparse: bool,
+    resolve: Callable[..., Tensor],
     log_prob: Callable[[Tensor], Tensor] | None,
     generator: torch.Generator | None,
     progress: bool,
@@ -48,7 +48,8 @@ def refine_draws(
             that these stand for.
         prior: the denoiser of the prior alone, in the units of gains, shape (draw,) or (draw, recording).
         ask_given: whether split Gibbs asks at first for what is known of recordings, too.
-        sparse: whether there may be exact zeros among the weights.
+        resolve: of draws in the denoiser's unit and a generator, what weights are that are too small to be told from 0
+            (`neurosde.models.resolution.resolved`).
         log_prob: a likelihood of W (draw, post, pre) to guide by in place of that of transitions.
         generator: on the device of the network.
         progress: show a progress bar, on a terminal.
@@ -76,7 +77,7 @@ def refine_draws(
         own = None if log_prob is None else lambda J: log_prob(unit * J)
         refiner = GuidedDiffusion(prior(gain), method, log_prob=own, **options)
     found = refiner.refine(draws.to(unit) / unit, evidence, generator, progress)
-    J = with_exact_zeros(found.draws, generator) if sparse else found.draws
+    J = resolve(found.draws, generator=generator)
     return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), J * unit))
 
 

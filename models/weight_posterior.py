@@ -19,7 +19,7 @@ from torch import Tensor
 from neurosde.brownian import as_generator
 from neurosde.likelihood import TransitionStatistics
 from neurosde.models.conditioned_denoiser import conditioned_denoiser, prior_denoiser
-from neurosde.models.diffusion_prior import DiffusionPrior, may_be_sparse, weight_levels, with_exact_zeros
+from neurosde.models.diffusion_prior import DiffusionPrior, weight_levels
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
 from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
@@ -36,6 +36,7 @@ from neurosde.models.probability_flow import flow_log_density
 from neurosde.models.recorded import recording_evidence
 from neurosde.models.refinement import Refinement
 from neurosde.models.refiner_options import Refiner, check_prior, refiner_options
+from neurosde.models.resolution import resolved
 from neurosde.models.samplers import Method, sample
 from neurosde.time_constant import TimeConstantStatistics
 from neurosde.validation import check_count
@@ -125,7 +126,7 @@ class WeightPosterior:
                 draws from neither and is not calibrated, whatever it looks like. The prior is that of `refine` by a
                 guidance.
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
-            steps: noise levels; by default 40, of N > 50 neurons √(N/50) times as many.
+            steps: noise levels; by default 28, of N > 50 neurons N/50 times as many.
             method: see `neurosde.models.sample`.
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
@@ -153,8 +154,7 @@ class WeightPosterior:
             evidence=evidence if guidance else None,
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip
-        if may_be_sparse(self.model.config, self.family):
-            J = with_exact_zeros(J, source)
+        J = resolved(J, self.model.config, self.family, source)
         return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
 
     @property
@@ -235,7 +235,7 @@ class WeightPosterior:
             if prior is None
             else prior_in_units(prior, self.family),
             ask_given=prior is None,
-            sparse=may_be_sparse((self.model if prior is None else prior).config, self.family),
+            resolve=partial(resolved, config=(self.model if prior is None else prior).config, family=self.family),
             log_prob=log_prob, generator=source, progress=progress,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy.stats import kstest
 
 from neurosde.cli import main
-from neurosde.models import diffusion_prior, model_files, network_denoiser
+from neurosde.models import diffusion_prior, model_files, network_denoiser, resolution
 from neurosde.models.denoiser import PRESETS, PairNetwork, PairNetworkConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, load_prior
 from neurosde.models.edm import Evidence, fold
@@ -255,7 +255,7 @@ def test_the_same_seed_gives_the_same_draws():
 
 
 @pytest.mark.filterwarnings("ignore:this prior was trained with")
-@pytest.mark.parametrize(("N", "steps", "levels"), [(6, None, 40), (50, None, 40), (100, None, 57), (100, 9, 9)])
+@pytest.mark.parametrize(("N", "steps", "levels"), [(6, None, 28), (50, None, 28), (100, None, 56), (100, 9, 9)])
 def test_more_neurons_have_more_levels(N, steps, levels, monkeypatch):
     sigmas = []
     monkeypatch.setattr(NetworkDenoiser, "__call__", lambda self, x, sigma: sigmas.append(sigma) or 0 * x)
@@ -307,7 +307,7 @@ def test_exact_zeros():
     J[0].view(-1)[:10] = 0.0099
     J[0].view(-1)[10] = 0.0301
     J[1].view(-1)[0] = -0.0099
-    found = diffusion_prior.with_exact_zeros(J, torch.Generator())
+    found = resolution.with_exact_zeros(J, torch.Generator())
     assert int((found[0] == 0).sum()) == 10 and float(found[0].view(-1)[10]) == 0.0301
     assert torch.equal(found[1], J[1])
 
@@ -324,7 +324,7 @@ def test_weak_weights_among_zeros_are_as_many_and_as_strong_as_they_should_be():
     weights[:, 1] = torch.randn(120, 50, 50, generator=generator, dtype=D)  # of another recording, and not sparse
     kept = weights.abs() >= 0.01
     drawn = torch.where(kept, weights, 0.01 * weights)
-    found = diffusion_prior.with_exact_zeros(drawn, generator)
+    found = resolution.with_exact_zeros(drawn, generator)
     assert torch.equal(found[:, 1], drawn[:, 1]) and torch.equal(found[kept], weights[kept])
     weak = found[:, 0][(found[:, 0] != 0) & ~kept[:, 0]]
     expected = kept[:, 0].numel() * 0.2 * math.erf(0.01 / math.sqrt(2))
@@ -343,6 +343,36 @@ def test_a_prior_that_is_told_a_family_without_zeros_draws_none(family, drawn, m
     monkeypatch.setattr(diffusion_prior, "sample", lambda *_, **__: torch.full((1, 4, 4), 0.001, dtype=D))
     prior = prior_of(("dale", "sparse", "mine"), sparse=True)
     assert float(prior.sample(1, 4, family=family).abs().max()) == drawn
+
+
+def test_weights_too_small_to_be_told_from_none_have_the_sign_of_their_column():
+    """5 σ_min is 0.01. Larger ones of the other sign stay: they are what the network drew."""
+    J = torch.tensor([[1.0, -2.0, 0.5], [-0.0099, 0.005, 0.004], [-0.0101, -0.001, 0.3]], dtype=D)
+    expected = torch.tensor([[1.0, -2.0, 0.5], [0.0099, -0.005, 0.004], [-0.0101, -0.001, 0.3]], dtype=D)
+    assert torch.equal(resolution.with_one_sign(J), expected)
+    assert torch.equal(resolution.with_one_sign(torch.stack([J, -J])), torch.stack([expected, -expected]))
+
+
+@pytest.mark.parametrize(
+    ("families", "trained", "family", "signed"),
+    [
+        (("dale", "gaussian"), ["dale", "gaussian"], "dale", True),
+        (("dale", "gaussian"), ["dale", "gaussian"], "gaussian", False),
+        (("dale", "gaussian"), ["dale", "gaussian"], None, False),
+        ((), ["dale"], None, True),
+        ((), ["gaussian"], None, False),
+        ((), [], None, False),
+    ],
+)
+def test_columns_of_priors_that_know_of_dales_law_have_one_sign(families, trained, family, signed, monkeypatch):
+    J = torch.tensor([[[1.0, -1.0], [-0.001, 0.001]]], dtype=D)
+    monkeypatch.setattr(diffusion_prior, "sample", lambda *_, **__: J)
+    network = network_of(families)
+    training = {"ensembles": [{"name": name} for name in trained]}
+    prior = DiffusionPrior(network, PriorConfig(network.config, 1.0, (2, 4), training=training))
+    W = prior.sample(1, 2, family=family) * math.sqrt(2)
+    assert torch.equal((W * W.sum(-2, keepdim=True) > 0).all(), torch.tensor(signed))
+    assert difference(W.abs(), J.abs()) < 1e-15
 
 
 def test_chunks_and_leading_axes(monkeypatch):

@@ -24,7 +24,7 @@ from neurosde.models import (
     infer,
     load_prior,
     open_posterior,
-    posterior_refinement,
+    resolution,
     save_posterior,
 )
 from neurosde.models.denoiser import PRESETS, PairNetwork
@@ -372,7 +372,7 @@ def test_zeros_of_a_prior_that_is_not_told_the_family_stay(families, rounded, mo
     network = PairNetwork(replace(PRESETS["tiny"], families=families))
     prior = DiffusionPrior(network, PriorConfig(network.config, 1.2, (4, 8), sparse=True))
     given = CFGPosterior.from_pretrained("base").condition(recording(4)[1], noise_std=SIGMA, family="dale")
-    monkeypatch.setattr(posterior_refinement, "with_exact_zeros", lambda J, _: torch.zeros_like(J))
+    monkeypatch.setattr(resolution, "with_exact_zeros", lambda J, _: torch.zeros_like(J))
     found = given.refine(normal(4, 4, 4), prior=prior, sweeps=8, steps=4, generator=0).draws
     assert bool((found == 0).all()) == rounded
 
