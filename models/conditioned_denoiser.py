@@ -125,8 +125,7 @@ def _spiked(kind: Ensemble, background: float | None) -> SpikedDenoiser:
 
 def _trained_on(config: PosteriorConfig, family: str | None) -> list[dict[str, Any]]:
     """The ensembles of a family that a network was trained on; none where no family is told."""
-    kinds = [*config.training.get("ensembles", ()), *config.training.get("of_cubes", ())]
-    return [kind for kind in kinds if kind["name"] == family]
+    return [kind for kind in config.ensembles if kind["name"] == family]
 
 
 def _one_range(kinds: list[dict[str, Any]]) -> tuple[Tensor | float, Tensor | float] | None:

@@ -1,7 +1,7 @@
 """The pair network: F of the diffusion (`neurosde.models.edm`), for matrices of any size.
 
 Relabelling the neurons of its input, rows and columns alike, relabels its output. Its state is a feature vector for
-every pair (post, pre) and one for every neuron. A block
+every pair (post, pre), kept as (channel, batch, post, pre), and one for every neuron. A block
 
     1. gathers pairs into nodes: means over rows and columns, the diagonal, and the mean over all;
     2. lets nodes attend to one another, biased by the pairs between them, each by its own features of the edge;
@@ -221,7 +221,7 @@ class _Splitting(nn.Module):
 
 
 class _AdaptiveNorm(nn.Module):
-    """Layer norm over dimension 0, whose scale and shift depend on the condition of each of a batch, dimension 1."""
+    """Layer norm over dimension 0; scale and shift depend on the condition of each of the batch, dimension 1."""
 
     def __init__(self, features: int, condition: int) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class _Block(nn.Module):
         hidden.diagonal(dim1=2, dim2=3).add_(loop)
         gate, value = hidden.chunk(2)
         gate = functional.silu(gate, inplace=not torch.is_grad_enabled())
-        return _linear(self.update, torch.mul(gate, value, out=_reused(gate))).add_(P), H
+        return P + _linear(self.update, torch.mul(gate, value, out=_reused(gate))), H
 
     def _nodes(self, pairs: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
         ends = pairs.mean(3), pairs.mean(2), pairs.diagonal(dim1=2, dim2=3)

@@ -245,10 +245,10 @@ def noise_levels(
 
         ∝ Σ a exp(−(u − m)²/(2b²)) + e
 
-    over `peaks` (a, m, b), by default one, (1, 1, 1.8), with e = `elsewhere`. Signs of columns, clusters, factors and
-    the gain become certain between s = 40 and 0.5, each within a narrow range, and where levels are far apart there,
-    draws come out too small. Signs of small weights are decided last: with a density of 0.2 there in place of 0.5, 3 %
-    more weights were small.
+    over `peaks` (a, m, b), by default one, (1, 1, 1.8), with e = `elsewhere`, 0.5. Signs of columns, clusters, factors
+    and the gain become certain between s = 40 and 0.5, each within a narrow range, and where levels are far apart
+    there, draws come out too small. Signs of small weights are decided last: with a density of 0.2 there in place of
+    0.5, 3 % more weights were small.
 
     Raises:
         ValueError: fewer than two steps, or levels that do not fall.

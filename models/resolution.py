@@ -32,8 +32,7 @@ def resolved(J: Tensor, config: PriorConfig, family: str | None, generator: torc
     """
     if may_be_sparse(config, family):
         return with_exact_zeros(J, generator)
-    kinds = [*config.training.get("ensembles", ()), *config.training.get("of_cubes", ())]
-    known = {family} if config.network.families else {kind["name"] for kind in kinds}
+    known = {family} if config.network.families else {kind["name"] for kind in config.ensembles}
     return with_one_sign(J) if known == {Dale.name} else J
 
 
@@ -72,10 +71,10 @@ def with_exact_zeros(J: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def with_one_sign(J: Tensor) -> Tensor:
-    """Give weights below 5 σ_min the sign that their column has.
+    """Give weights below 5 σ_min the sign of their column's sum.
 
     Args:
         J: draws in the unit of the network, shape (..., post, pre).
     """
-    sign = J.sum(-2, keepdim=True).sign()
+    sign = torch.where(J.sum(-2, keepdim=True) < 0, -1.0, 1.0)
     return torch.where(J.abs() < RESOLUTION, sign * J.abs(), J)

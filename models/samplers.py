@@ -30,10 +30,10 @@ The reverse process may have fresh noise of any variance, η times that of the f
 A trained network's draws drift along the flow: where it errs, later steps see matrices unlike those it was trained on.
 Fresh noise forgets that, at the price of more steps. Long steps take none.
 
-What the correction does: of a trained prior for Dale's law, N = 100, the norms of draws by 40 levels differ from those
-by 240, from the same noise, by −0.83 ± 0.04 % without it and by −0.02 ± 0.01 % were every step corrected. Long
-corrected steps leave zeros spread: of weights known to be 0, D = 0, the draw W_s should be s ε for any s. By `sde` and
-16 to 100 levels its spread is at most 1.1 s with the limits below; with limits half as large again it reaches 60 s.
+What the correction does: of a trained prior for Dale's law, N = 100, the norms of draws by 40 `noise_levels` differ
+from those by 240, from the same noise, by −0.83 ± 0.04 % without it and by −0.02 ± 0.01 % were every step corrected.
+Long corrected steps leave zeros spread: of weights known to be 0, D = 0, the draw W_s should be s ε for any s. By `sde`
+and 16 to 100 levels its spread is at most 1.1 s with the limits below; with limits half as large again it reaches 60 s.
 
 References:
     Elucidating the design space of diffusion-based generative models (Karras, Aittala, Aila, Laine, 2022),

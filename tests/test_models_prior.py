@@ -349,6 +349,8 @@ def test_weights_too_small_to_be_told_from_none_have_the_sign_of_their_column():
     """5 σ_min is 0.01. Larger ones of the other sign stay: they are what the network drew."""
     J = torch.tensor([[1.0, -2.0, 0.5], [-0.0099, 0.005, 0.004], [-0.0101, -0.001, 0.3]], dtype=D)
     expected = torch.tensor([[1.0, -2.0, 0.5], [0.0099, -0.005, 0.004], [-0.0101, -0.001, 0.3]], dtype=D)
+    level = torch.tensor([[0.001], [-0.001]], dtype=D)  # whose sum is 0: still no weight is lost
+    assert torch.equal(resolution.with_one_sign(level), level.abs())
     assert torch.equal(resolution.with_one_sign(J), expected)
     assert torch.equal(resolution.with_one_sign(torch.stack([J, -J])), torch.stack([expected, -expected]))
 
@@ -373,6 +375,28 @@ def test_columns_of_priors_that_know_of_dales_law_have_one_sign(families, traine
     W = prior.sample(1, 2, family=family) * math.sqrt(2)
     assert torch.equal((W * W.sum(-2, keepdim=True) > 0).all(), torch.tensor(signed))
     assert difference(W.abs(), J.abs()) < 1e-15
+
+
+@pytest.mark.parametrize("preset", ["tiny", "spectral"])
+def test_without_gradients_the_network_says_the_same(preset):
+    """Memory is reused then, and all else is alike."""
+    network = network_of(FAMILIES, preset).to(D)
+    z, u = torch.randn(2, 3, 7, 7, dtype=D)
+    inputs = (z, u, torch.tensor([-3.0, 0.0, 2.0], dtype=D), torch.tensor([0, 1, 2]))
+    expected = network(*inputs)
+    kept = [one.clone() for one in inputs]
+    with torch.no_grad():
+        found = network(*inputs)
+    assert difference(found, expected.detach()) < 1e-12
+    assert all(torch.equal(one, before) for one, before in zip(inputs, kept, strict=True))
+
+
+def test_what_blocks_add_to_is_kept_in_full_precision():
+    network = network_of()
+    P, H, condition = torch.randn(16, 2, 5, 5), torch.randn(2, 5, 32), torch.randn(2, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.blocks[0](P, H, condition)
+    assert [one.dtype for one in found] == [torch.float32, torch.float32]
 
 
 def test_chunks_and_leading_axes(monkeypatch):

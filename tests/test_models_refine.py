@@ -377,6 +377,18 @@ def test_zeros_of_a_prior_that_is_not_told_the_family_stay(families, rounded, mo
     assert bool((found == 0).all()) == rounded
 
 
+@pytest.mark.parametrize(("family", "signed"), [("dale", True), ("block", False), (None, False)])
+def test_weights_too_small_to_be_told_from_none_are_decided_by_the_family_told(family, signed, monkeypatch):
+    """Both where draws are made and where they are refined."""
+    monkeypatch.setattr(resolution, "with_one_sign", torch.zeros_like)
+    monkeypatch.setattr(resolution, "with_exact_zeros", lambda J, _: J)
+    given = CFGPosterior.from_pretrained("base").condition(recording(4)[1], noise_std=SIGMA, family=family)
+    drawn = given.sample((4,), steps=4, generator=0)
+    assert bool((drawn == 0).all()) == signed
+    found = given.refine(normal(4, 4, 4), sweeps=8, steps=4, generator=0).draws
+    assert bool((found == 0).all()) == signed
+
+
 def test_a_prior_is_not_for_a_posterior_of_one_gain(posteriors, tmp_path, capsys):
     told = str(tmp_path / "told.nc")
     infer = ["infer", str(posteriors["cube"]), "--network", "1", "--draws", "4", "--predictive-draws", "0"]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,8 +230,7 @@ def known_ensembles(posterior: CFGPosterior) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: it was trained on several of one name.
     """
-    training: Mapping[str, Any] = posterior.config.training
-    kinds = [*training.get("ensembles", ()), *training.get("of_cubes", ())]
+    kinds = posterior.config.ensembles
     known = {kind["name"]: kind for kind in kinds}
     if len(known) < len(kinds):
         raise ValueError(
