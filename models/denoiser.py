@@ -161,10 +161,8 @@ class PairNetwork(nn.Module):
         first, activation, second = self.pairs
         P, H = _linear(first, entries), self.nodes(_node_features(z))
         if self.known is not None and knowledge is not None:
-            P, H = (
-                P + _map(self.known.pairs.weight, knowledge.pairs.transpose(0, 1)),
-                H + self.known.nodes(knowledge.nodes),
-            )
+            P = P + _map(self.known.pairs.weight, knowledge.pairs.transpose(0, 1))
+            H = H + self.known.nodes(knowledge.nodes)
             condition = condition + self.known.overall(knowledge.overall)
         if self.spectral is not None and split is not None:
             parts = torch.cat([split.above, split.projections], dim=1).transpose(0, 1)
