@@ -257,6 +257,11 @@ class Block(FixedGain):
         radius = math.sqrt(float(np.linalg.eigvalsh(profile.square().numpy())[-1]))
         return profile, radius, block.to(torch.int16)
 
+    def profile(self, N: int) -> tuple[Tensor, Tensor]:
+        """Standard deviation of each entry at gain 1, (N, N), and the cluster of each neuron, (N,)."""
+        profile, radius, block = self._profile(N)
+        return profile / radius, block
+
     def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]:
         profile, radius, _ = self._profile(N)
         scale = gains / radius * profile.to(gains.device)

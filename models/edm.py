@@ -115,6 +115,12 @@ class Evidence:
         vectors = None if self.vectors is None else self.vectors.expand(*batch, N, N)
         return Evidence(self.eigenvalues.expand(*batch, N), vectors, self.cross.expand(*batch, N, N))
 
+    def along_neurons(self) -> tuple[Tensor, Tensor]:
+        """Return Λ (..., pre, pre) and B (..., post, pre) in the basis of the neurons."""
+        if self.vectors is None:
+            return torch.diag_embed(self.eigenvalues), self.cross
+        return (self.vectors * self.eigenvalues.unsqueeze(-2)) @ self.vectors.mT, self.cross @ self.vectors.mT
+
     def flat(self) -> Evidence:
         """Return it with one batch dimension."""
         N = self.eigenvalues.shape[-1]

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,7 @@ from tqdm import tqdm
 from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse, base_of
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
-from neurosde.models.gaussian_posterior import gaussian_log_evidence
+from neurosde.models.gibbs_chains import GridChains, LowRankChains, SparseChains
 from neurosde.validation import check_count
 
 POINTS = 128  # of the quadrature over an unknown gain
@@ -153,97 +152,20 @@ def _base(ensemble: Ensemble) -> FixedGain:
     return base
 
 
-def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> _Gibbs:
+def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> GridChains:
     base, nodes, each = _base(ensemble), gain_nodes(ensemble), evidence[index]
     if isinstance(base, Sparse):
         if evidence.cross.shape[-1] <= ENUMERATED:
             return _EnumeratedSparse(base.density, *nodes, evidence, index, source)
-        return _SparseGibbs(base.density, *nodes, each, source)
+        return SparseChains(base.density, *nodes, each, source)
     if isinstance(base, LowRank):
-        return _LowRankGibbs(base.strength, base.rank, *nodes, each, source)
+        return LowRankChains(base.strength, base.rank, *nodes, each, source)
     if isinstance(base, Gaussian):
-        return _LowRankGibbs(0.0, 0, *nodes, each, source)
+        return LowRankChains(0.0, 0, *nodes, each, source)
     raise ValueError(f"the exact posterior is known of gaussian, sparse and low-rank weights; got {ensemble.name!r}.")
 
 
-class _Gibbs(ABC):
-    """Chains side by side, one for each row of the evidence, with the gain's grid."""
-
-    def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator) -> None:
-        device = evidence.cross.device
-        self.evidence, self.source = evidence, source
-        self.gains, self.log_chances = gains.to(device), chances.log().to(device)
-        # Beginning anywhere in the range: chains that have not mixed differ.
-        self.component = torch.randint(len(gains), (len(evidence.cross),), generator=source, device=device)
-
-    @property
-    def cross(self) -> Tensor:
-        """B of each chain, along the directions."""
-        return self.evidence.cross
-
-    @abstractmethod
-    def sweep(self) -> tuple[Tensor, Tensor]:
-        """Draw all once more: W (chain, post, pre), and its mean given what else was drawn."""
-
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
-
-    def _draw_gain(self, log_likelihood: Tensor) -> None:
-        """Draw the component of the gain, given log p(rest | gain) (chain, component)."""
-        p = (self.log_chances + log_likelihood).softmax(-1)
-        self.component = torch.multinomial(p, 1, generator=self.source).squeeze(-1)
-
-
-class _LowRankGibbs(_Gibbs):
-    def __init__(
-        self, strength: float, rank: int, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator
-    ) -> None:
-        super().__init__(gains, chances, evidence, source)
-        chains, N = self.cross.shape[:2]
-        self.c = strength / math.sqrt(rank * N) if rank else 0.0
-        self.variances = self.gains.square() / N
-        self.factors = 1 + self.variances.unsqueeze(-1) * evidence.eigenvalues.unsqueeze(-2)  # (chain, component, k)
-        self.of_gain = gaussian_log_evidence(evidence, self.variances)
-        self.n = self._normal(chains, N, rank)  # along the directions
-        self.m = self._normal(chains, N, rank)
-
-    def sweep(self) -> tuple[Tensor, Tensor]:
-        precision = self.evidence.eigenvalues
-        structure = self.c * self.m @ self.n.mT
-        linear = (self.cross * structure).sum(-2) - 0.5 * precision * structure.square().sum(-2)
-        self._draw_gain(self.of_gain + (linear.unsqueeze(-2) / self.factors).sum(-1))
-        v = self.variances[self.component]
-        factor = 1 + v.unsqueeze(-1) * precision
-        weight, seen = precision / factor, self.cross / factor.unsqueeze(-2)
-        if self.c:
-            weighted = weight.unsqueeze(-1) * self.n
-            self.m = self._factor(self.c**2 * (self.n.mT @ weighted).unsqueeze(-3), self.c * seen @ self.n)
-            each = self.c**2 * weight[..., None, None] * (self.m.mT @ self.m).unsqueeze(-3)
-            self.n = self._factor(each, self.c * seen.mT @ self.m)
-            structure = self.c * self.m @ self.n.mT
-        variance = 1 / (precision + 1 / v.unsqueeze(-1))
-        mean = (self.cross + structure / v[:, None, None]) * variance.unsqueeze(-2)
-        W = mean + variance.sqrt().unsqueeze(-2) * self._normal(*mean.shape)
-        vectors = self.evidence.vectors
-        return (W, mean) if vectors is None else (W @ vectors.mT, mean @ vectors.mT)
-
-    def _factor(self, precision: Tensor, linear: Tensor) -> Tensor:
-        """Draw rows of precision I + `precision` (chain, row or 1, r, r) and linear term (chain, row, r)."""
-        rank = linear.shape[-1]
-        L = torch.linalg.cholesky(precision + torch.eye(rank, dtype=linear.dtype, device=linear.device))
-        L = L.expand(*linear.shape, rank)
-        half = torch.linalg.solve_triangular(L, linear.unsqueeze(-1), upper=False) + self._normal(*linear.shape, 1)
-        return torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
-
-
-def _along_neurons(evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """Λ and B in the basis of the neurons."""
-    U = evidence.vectors
-    precision = torch.diag_embed(evidence.eigenvalues)
-    return (precision, evidence.cross) if U is None else (U @ precision @ U.mT, evidence.cross @ U.mT)
-
-
-class _EnumeratedSparse(_Gibbs):
+class _EnumeratedSparse(GridChains):
     """Independent draws: of the gain, of each row's support given it, and of the row given both."""
 
     def __init__(
@@ -259,7 +181,7 @@ class _EnumeratedSparse(_Gibbs):
         N, device = evidence.cross.shape[-1], evidence.cross.device
         self.index = index
         self.variances = self.gains.square() / (N * density)
-        self.precision, self.linear = _along_neurons(evidence)
+        self.precision, self.linear = evidence.along_neurons()
         bits = torch.arange(2**N, device=device).unsqueeze(-1) >> torch.arange(N, device=device)
         self.supports = (bits & 1).double()
         number = self.supports.sum(-1)
@@ -297,39 +219,3 @@ class _EnumeratedSparse(_Gibbs):
         half = torch.linalg.solve_triangular(L, pulled.mT, upper=False) + self._normal(len(k), N, N, 1)
         W = torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
         return W * support, self.mean[k]
-
-
-class _SparseGibbs(_Gibbs):
-    def __init__(
-        self, density: float, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator
-    ) -> None:
-        super().__init__(gains, chances, evidence, source)
-        N = evidence.cross.shape[-1]
-        self.precision, self.linear = _along_neurons(evidence)
-        self.variances = self.gains.square() / (N * density)
-        self.log_odds = math.log(density) - math.log1p(-density) if density < 1 else math.inf
-        # Half of the chains begin without connections, half with all of them.
-        prior = self.variances[self.component][:, None, None].sqrt() * self._normal(*self.linear.shape)
-        self.W = prior * (torch.arange(len(prior), device=prior.device) % 2)[:, None, None]
-        self.residual = self.linear - self.W @ self.precision
-
-    def sweep(self) -> tuple[Tensor, Tensor]:
-        v = self.variances[self.component].unsqueeze(-1)
-        mean = torch.empty_like(self.W)
-        N = self.W.shape[-1]
-        normal = self._normal(N, *self.W.shape[:2])
-        uniform = torch.rand(normal.shape, generator=self.source, dtype=torch.float64, device=normal.device)
-        for j in range(N):
-            precision = self.precision[:, j, j].unsqueeze(-1)
-            r = self.residual[..., j] + self.W[..., j] * precision
-            variance = 1 / (precision + 1 / v)
-            log_odds = self.log_odds + 0.5 * (variance / v).log() + 0.5 * r.square() * variance
-            exists = torch.sigmoid(log_odds)
-            mean[..., j] = exists * variance * r
-            drawn = torch.where(uniform[j] < exists, variance * r + variance.sqrt() * normal[j], 0.0)
-            self.residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
-            self.W[..., j] = drawn
-        self.residual = self.linear - self.W @ self.precision  # rounding does not add up
-        number, square = (self.W != 0).sum((-1, -2)), self.W.square().sum((-1, -2))
-        self._draw_gain(-0.5 * (number.unsqueeze(-1) * self.variances.log() + square.unsqueeze(-1) / self.variances))
-        return self.W, mean

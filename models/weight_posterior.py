@@ -17,11 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurosde.brownian import as_generator
+from neurosde.datasets.ensembles import Ensemble, make_ensemble
 from neurosde.likelihood import TransitionStatistics
+from neurosde.models.closing import closed
 from neurosde.models.conditioned_denoiser import conditioned_denoiser, prior_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, weight_levels
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
-from neurosde.models.edm import Denoiser, Evidence, fold, noise_levels
+from neurosde.models.edm import SIGMA_MIN, Denoiser, Evidence, fold, noise_levels
 from neurosde.models.empirical_bayes import (
     empirical_bayes,
     evidence_gain,
@@ -114,10 +116,15 @@ class WeightPosterior:
         guidance_interval: tuple[float, float] = (0.0, math.inf),
         steps: int | None = None,
         method: Method = "sde",
+        closing: bool = True,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Draw weights.
+
+        By diffusion, and then by sweeps of Gibbs sampling given the structure that it found
+        (`neurosde.models.closing`), for ensembles of `neurosde.datasets.ensembles`. Where the network knows several and
+        none is told, that of each draw is drawn of what the network says given the draw.
 
         Args:
             shape: of the draws.
@@ -128,6 +135,7 @@ class WeightPosterior:
             guidance_interval: noise levels, in units of s₀, between which the guidance acts.
             steps: noise levels; by default 28, of N > 50 neurons N/50 times as many.
             method: see `neurosde.models.sample`.
+            closing: whether draws of the posterior take sweeps of Gibbs sampling in the end; guided ones do not.
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
 
@@ -144,7 +152,8 @@ class WeightPosterior:
         shape = tuple(check_count(size, "shape") for size in shape)
         source = as_generator(generator, self.model.device)
         N = self.num_neurons
-        denoise, evidence, gain = self._denoiser(self._drawn(math.prod(shape), source, dynamics))
+        in_W = self._drawn(math.prod(shape), source, dynamics)
+        denoise, evidence, gain = self._denoiser(in_W)
         guided: Denoiser = denoise
         if guidance != 1:
             guided = ClassifierFreeGuidance(denoise, self._prior(gain), guidance, guidance_interval)
@@ -155,7 +164,12 @@ class WeightPosterior:
             generator=source, device=self.model.device, progress=progress,
         )  # fmt: skip
         J = resolved(J, self.model.config, self.family, source)
-        return self._shaped(J * (gain / math.sqrt(N))[..., None, None], shape)
+        W = J * (gain / math.sqrt(N))[..., None, None]
+        if closing and guidance == 1:
+            which = self._drawn_families(denoise, J, source).flatten()
+            flat, kinds = in_W.expand(J.shape[:2]).flat(), [self._kind(name) for name in self.model.families or [None]]
+            W = closed(W.flatten(0, 1), flat, kinds, which, gain=self.gain, generator=source).view_as(W)
+        return self._shaped(W, shape)
 
     @property
     def mean(self) -> Float[Tensor, "*recording post pre"]:
@@ -331,6 +345,21 @@ class WeightPosterior:
         probabilities = self._at_most_noise(log_families).exp().mean(0)
         shaped = probabilities if self._several else probabilities[0]
         return {name: shaped[..., k] for k, name in enumerate(self.model.families)}
+
+    def _kind(self, family: str | None) -> Ensemble | None:
+        """The ensemble that a network was trained on; None where it was on several of that name."""
+        kinds = [kind for kind in self.model.config.ensembles if family in (None, kind["name"])]
+        return make_ensemble(**kinds[0]) if len(kinds) == 1 else None
+
+    def _drawn_families(self, denoise: Denoiser, J: Tensor, source: torch.Generator | None) -> Tensor:
+        """Draw the ensemble of each draw, (draw, recording): that which is told, or one of those it may be of."""
+        told = self.model.families.index(self.family) if self.family is not None else 0
+        if self.family is not None or not self.model.families:
+            return torch.full(J.shape[:2], told, device=J.device)
+        assert isinstance(denoise, NetworkDenoiser)
+        with torch.no_grad():
+            chances = denoise.log_families(J, torch.tensor(SIGMA_MIN, dtype=torch.float64, device=J.device)).exp()
+        return torch.multinomial(chances.flatten(0, 1), 1, generator=source).view(J.shape[:2])
 
     def _most_probable(self, count: int) -> Evidence:
         """Evidence in units of W, (count, recording), for the most probable σ and τ where they are not known."""

@@ -86,6 +86,7 @@ class PosteriorBenchmark:
     steps: int | None = field(
         default=None, metadata={"help": f"noise levels of the sampler (default {STEPS}, more of many neurons)"}
     )
+    closing: bool = field(default=True, metadata={"help": "close draws by sweeps of Gibbs sampling, as by default"})
     seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
 
     def __post_init__(self) -> None:
@@ -199,7 +200,7 @@ def _cell(
         given = posterior.condition(statistics, noise_std=c.noise_std, family=family)
         found[key] = relative_errors(given.mean.cpu(), W)
         source = torch.Generator(posterior.device).manual_seed(c.seed)
-        draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu().numpy()
+        draws = given.sample((c.draws,), steps=c.steps, closing=c.closing, generator=source).cpu().numpy()
         calibration.append(
             {
                 "coverage_90": [coverage(draws[:, r], truth[r], np.array([0.9]))[0] for r in range(len(W))],

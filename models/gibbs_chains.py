@@ -1,0 +1,205 @@
+"""Gibbs samplers of posteriors over weights: many chains side by side, each given its own recording.
+
+See `neurosde.models.exact_posterior` for the conditionals, and `neurosde.models.gibbs_dale` and
+`neurosde.models.gibbs_clusters` for more of them. Chains begin anywhere, or at given weights: what only the weights
+tell, such as factors, is then drawn given these.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from neurosde.models.edm import Evidence
+from neurosde.models.gaussian_posterior import gaussian_log_evidence
+
+_ROUNDS = 10  # in which factors are drawn given weights
+
+
+class GibbsChains(ABC):
+    """Chains side by side, one for each row of the evidence.
+
+    Args:
+        evidence: of the recording of each chain, in units of W, shapes (chain, …).
+        source: generator.
+
+    Attributes:
+        enough: sweeps after which what is drawn anew depends little on where it was: few where the gain is drawn with
+            W summed over.
+    """
+
+    enough = 16
+
+    def __init__(self, evidence: Evidence, source: torch.Generator | None) -> None:
+        self.evidence, self.source = evidence, source
+
+    @property
+    def cross(self) -> Tensor:
+        """B of each chain, along the directions."""
+        return self.evidence.cross
+
+    @abstractmethod
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        """Draw all once more: W (chain, post, pre), and its mean given what else was drawn."""
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
+
+
+class GridChains(GibbsChains):
+    """Chains whose gain is one of a grid.
+
+    Args:
+        gains: of the grid, shape (component,).
+        chances: their probabilities, up to a factor, shape (component,).
+        evidence, source: as of `GibbsChains`.
+    """
+
+    def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator | None) -> None:
+        super().__init__(evidence, source)
+        device = evidence.cross.device
+        self.gains, self.log_chances = gains.to(device), chances.log().to(device)
+        # Beginning anywhere in the range: chains that have not mixed differ.
+        self.component = torch.randint(len(gains), (len(evidence.cross),), generator=source, device=device)
+
+    def _draw_gain(self, log_likelihood: Tensor) -> None:
+        """Draw the component of the gain, given log p(rest | gain) (chain, component)."""
+        p = (self.log_chances + log_likelihood).softmax(-1)
+        self.component = torch.multinomial(p, 1, generator=self.source).squeeze(-1)
+
+
+class LowRankChains(GridChains):
+    """Low-rank weights, and Gaussian ones, which are of rank 0 and whose draws are independent.
+
+    Args:
+        strength: of the structure.
+        rank: of the structure.
+        gains, chances, evidence, source: as of `GridChains`.
+        weights: W to begin at, shape (chain, post, pre).
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        rank: int,
+        gains: Tensor,
+        chances: Tensor,
+        evidence: Evidence,
+        source: torch.Generator | None,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(gains, chances, evidence, source)
+        self.enough = 16 if rank else 1
+        chains, N = self.cross.shape[:2]
+        self.c = strength / math.sqrt(rank * N) if rank else 0.0
+        self.variances = self.gains.square() / N
+        self.factors = 1 + self.variances.unsqueeze(-1) * evidence.eigenvalues.unsqueeze(-2)  # (chain, component, k)
+        self.of_gain = gaussian_log_evidence(evidence, self.variances)
+        self.n = self._normal(chains, N, rank)  # along the directions
+        self.m = self._normal(chains, N, rank)
+        if weights is not None and self.c:
+            self._begin_at(weights if evidence.vectors is None else weights @ evidence.vectors)
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        """Draw gains and factors with W summed over, then W given them."""
+        precision = self.evidence.eigenvalues
+        structure = self.c * self.m @ self.n.mT
+        linear = (self.cross * structure).sum(-2) - 0.5 * precision * structure.square().sum(-2)
+        self._draw_gain(self.of_gain + (linear.unsqueeze(-2) / self.factors).sum(-1))
+        v = self.variances[self.component]
+        factor = 1 + v.unsqueeze(-1) * precision
+        weight, seen = precision / factor, self.cross / factor.unsqueeze(-2)
+        if self.c:
+            weighted = weight.unsqueeze(-1) * self.n
+            self.m = self._factor(self.c**2 * (self.n.mT @ weighted).unsqueeze(-3), self.c * seen @ self.n)
+            each = self.c**2 * weight[..., None, None] * (self.m.mT @ self.m).unsqueeze(-3)
+            self.n = self._factor(each, self.c * seen.mT @ self.m)
+            structure = self.c * self.m @ self.n.mT
+        variance = 1 / (precision + 1 / v.unsqueeze(-1))
+        mean = (self.cross + structure / v[:, None, None]) * variance.unsqueeze(-2)
+        W = mean + variance.sqrt().unsqueeze(-2) * self._normal(*mean.shape)
+        vectors = self.evidence.vectors
+        return (W, mean) if vectors is None else (W @ vectors.mT, mean @ vectors.mT)
+
+    def _begin_at(self, W: Tensor) -> None:
+        """Draw factors given weights along the directions: from their largest singular values on."""
+        U, S, V = torch.linalg.svd(W)
+        rank, size = self.m.shape[-1], W.shape[-2:].numel()
+        root = (S[:, :rank] / self.c).sqrt().unsqueeze(-2)
+        self.m, self.n = U[..., :rank] * root, V.mT[..., :rank] * root
+        for _ in range(_ROUNDS):
+            left = (W - self.c * self.m @ self.n.mT).square().sum((-1, -2)).unsqueeze(-1)
+            self._draw_gain(-0.5 * (size * self.variances.log() + left / self.variances))
+            over = self.c / self.variances[self.component][:, None, None]
+            self.m = self._factor((self.c * over * self.n.mT @ self.n).unsqueeze(-3), over * W @ self.n)
+            self.n = self._factor((self.c * over * self.m.mT @ self.m).unsqueeze(-3), over * W.mT @ self.m)
+
+    def _factor(self, precision: Tensor, linear: Tensor) -> Tensor:
+        """Draw rows of precision I + `precision` (chain, row or 1, r, r) and linear term (chain, row, r)."""
+        rank = linear.shape[-1]
+        L = torch.linalg.cholesky(precision + torch.eye(rank, dtype=linear.dtype, device=linear.device))
+        L = L.expand(*linear.shape, rank)
+        half = torch.linalg.solve_triangular(L, linear.unsqueeze(-1), upper=False) + self._normal(*linear.shape, 1)
+        return torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
+
+
+class SparseChains(GridChains):
+    """Sparse weights: one presynaptic neuron after the other, all rows at once.
+
+    Args:
+        density: probability of a connection.
+        gains, chances, evidence, source: as of `GridChains`.
+        weights: W to begin at, shape (chain, post, pre), with zeros where there is no connection.
+    """
+
+    def __init__(
+        self,
+        density: float,
+        gains: Tensor,
+        chances: Tensor,
+        evidence: Evidence,
+        source: torch.Generator | None,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(gains, chances, evidence, source)
+        N = evidence.cross.shape[-1]
+        self.precision, self.linear = evidence.along_neurons()
+        self.variances = self.gains.square() / (N * density)
+        self.log_odds = math.log(density) - math.log1p(-density) if density < 1 else math.inf
+        if weights is None:  # half of the chains begin without connections, half with all of them
+            prior = self.variances[self.component][:, None, None].sqrt() * self._normal(*self.linear.shape)
+            self.W = prior * (torch.arange(len(prior), device=prior.device) % 2)[:, None, None]
+        else:
+            self.W = weights.clone()
+            self._draw_gain_of_weights()
+        self.residual = self.linear - self.W @ self.precision
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        """Draw weights, then gains given them."""
+        v = self.variances[self.component].unsqueeze(-1)
+        mean = torch.empty_like(self.W)
+        N = self.W.shape[-1]
+        normal, uniform = self._normal(N, *self.W.shape[:2]), self._uniform(N, *self.W.shape[:2])
+        for j in range(N):
+            precision = self.precision[:, j, j].unsqueeze(-1)
+            r = self.residual[..., j] + self.W[..., j] * precision
+            variance = 1 / (precision + 1 / v)
+            log_odds = self.log_odds + 0.5 * (variance / v).log() + 0.5 * r.square() * variance
+            exists = torch.sigmoid(log_odds)
+            mean[..., j] = exists * variance * r
+            drawn = torch.where(uniform[j] < exists, variance * r + variance.sqrt() * normal[j], 0.0)
+            self.residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
+            self.W[..., j] = drawn
+        self.residual = self.linear - self.W @ self.precision  # rounding does not add up
+        self._draw_gain_of_weights()
+        return self.W, mean
+
+    def _draw_gain_of_weights(self) -> None:
+        number, square = (self.W != 0).sum((-1, -2)), self.W.square().sum((-1, -2))
+        self._draw_gain(-0.5 * (number.unsqueeze(-1) * self.variances.log() + square.unsqueeze(-1) / self.variances))

@@ -1,0 +1,168 @@
+"""Gibbs sampler of weights in clusters that nobody tells.
+
+With W_ij ~ N(0, g² p²), where p is larger within a cluster than between clusters, and labels of the neurons that are
+any permutation of those of the ensemble:
+
+- labels given W and g: two neurons exchange theirs or do not. Neuron i is offered an exchange with each other one, and
+  what it adds to the log-likelihood is a sum over pairs;
+- the gain given labels and the recording, W being summed over: a row's posterior covariance is that of entries of
+  variances p², which rows of one cluster have in common;
+- W given both: normal.
+
+Where W tells its clusters, as that of 20 or more neurons does, labels hardly move while W is there: chains that are to
+find clusters need another sampler. Given right ones the rest is drawn afresh by each sweep.
+
+References:
+    Estimation and prediction for stochastic blockstructures (Nowicki, Snijders, 2001), Gibbs sampling of labels,
+    https://doi.org/10.1198/016214501753208735
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from neurosde.datasets.ensembles import Block
+from neurosde.models.analytic import COMPONENT_ENTRIES, relative_covariance
+from neurosde.models.edm import Evidence
+from neurosde.models.eigen import eigh_of_many
+from neurosde.models.gibbs_chains import GridChains
+
+_ROUNDS = 8  # in which labels are drawn given weights
+
+
+class ClusterChains(GridChains):
+    """Weights in clusters.
+
+    Args:
+        ensemble: the law of the weights; its own gain plays no part.
+        gains, chances, evidence, source: as of `GridChains`.
+        weights: W to begin at, shape (chain, post, pre); without them labels are any.
+    """
+
+    enough = 1
+
+    def __init__(
+        self,
+        ensemble: Block,
+        gains: Tensor,
+        chances: Tensor,
+        evidence: Evidence,
+        source: torch.Generator | None,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(gains, chances, evidence, source)
+        chains, N = self.cross.shape[:2]
+        profile, labels = ensemble.profile(N)
+        self.within, self.between = float(profile.amax()), float(profile.amin())
+        if ensemble.contrast < 1:
+            self.within, self.between = self.between, self.within
+        if ensemble.num_blocks == 1:
+            self.between = self.within
+        self.sizes = torch.bincount(labels.long(), minlength=ensemble.num_blocks).tolist()
+        self.precision, self.linear = evidence.along_neurons()
+        self.W = weights
+        if weights is None:
+            order = self._uniform(chains, N).argsort(-1)
+            self.labels = labels.to(order).expand(chains, N).gather(1, order)
+            return
+        self.labels = _first_labels(self._scores(weights, self._gain_of(weights, profile.to(weights))), self.sizes)
+        for _ in range(_ROUNDS):
+            self._draw_labels(weights, self._gain_of(weights, self._profile()))
+
+    def sweep(self) -> tuple[Tensor, Tensor]:
+        """Draw labels given weights, then gains and weights given labels."""
+        if self.W is not None:
+            self._draw_labels(self.W, self.gains[self.component])
+        clusters = torch.arange(len(self.sizes), device=self.labels.device)
+        of_cluster = self._spread(self.labels.unsqueeze(1) == clusters.unsqueeze(-1))  # (chain, cluster, pre)
+        scaled = of_cluster.unsqueeze(-1) * self.precision.unsqueeze(1) * of_cluster.unsqueeze(-2)
+        tied, vectors = eigh_of_many(scaled)
+        C = 1 / (tied.clamp(min=0) + 1)
+        rows = self.labels.argsort(dim=-1, stable=True).split(self.sizes, -1)  # of each cluster, (chain, row)
+        means = []
+        for k, own in enumerate(rows):
+            seen = self._rows(self.linear, own) * of_cluster[:, k].unsqueeze(-2)
+            means.append((seen @ vectors[:, k]) * C[:, k].unsqueeze(-2))
+        power = torch.stack([mean.square().sum(-2) for mean in means], 1)
+        self._draw_gain(self._log_likelihood(power, C))
+        share, _ = relative_covariance(power, C, self.gains[self.component].square()[None, :, None], 0.0)
+        W, conditional_mean = torch.empty_like(self.linear), torch.empty_like(self.linear)
+        for k, own in enumerate(rows):
+            mean = means[k] * share[0, :, k].unsqueeze(-2)
+            drawn = mean + (share[0, :, k] * C[:, k]).sqrt().unsqueeze(-2) * self._normal(*mean.shape)
+            index = own.unsqueeze(-1).expand_as(mean)
+            for found, one in ((W, drawn), (conditional_mean, mean)):
+                found.scatter_(1, index, (one @ vectors[:, k].mT) * of_cluster[:, k].unsqueeze(-2))
+        self.W = W
+        return W, conditional_mean
+
+    def _log_likelihood(self, power: Tensor, C: Tensor) -> Tensor:
+        """Log-likelihood of each gain, (chain, component), up to a constant."""
+        number = torch.tensor(self.sizes, dtype=C.dtype, device=C.device)
+        found = []
+        for some in self.gains.square().split(max(1, COMPONENT_ENTRIES // C.numel())):
+            found.append(relative_covariance(power, C, some[:, None, None], number)[1].sum(-1))
+        return torch.cat(found).mT
+
+    def _spread(self, same: Tensor) -> Tensor:
+        return torch.where(same, self.within, self.between).double()
+
+    def _profile(self) -> Tensor:
+        """Standard deviation of each entry at gain 1, (chain, post, pre)."""
+        return self._spread(self.labels.unsqueeze(-1) == self.labels.unsqueeze(-2))
+
+    def _gain_of(self, W: Tensor, profile: Tensor) -> Tensor:
+        """Gain of each chain that its weights suggest."""
+        found = (W.square().mean((-1, -2)) / profile.square().mean((-1, -2))).sqrt()
+        return found.clamp(float(self.gains.amin()), float(self.gains.amax()))
+
+    def _rows(self, matrix: Tensor, rows: Tensor) -> Tensor:
+        return matrix.gather(1, rows.unsqueeze(-1).expand(*rows.shape, matrix.shape[-1]))
+
+    def _scores(self, W: Tensor, gain: Tensor) -> Tensor:
+        """What two neurons add to the log-likelihood by being of one cluster, (chain, neuron, neuron)."""
+        square = (W / gain[:, None, None]).square()
+        of_entry = 0.5 * square * (self.between**-2 - self.within**-2) - math.log(self.within / self.between)
+        of_pair = of_entry + of_entry.mT
+        return of_pair - torch.diag_embed(of_pair.diagonal(dim1=-2, dim2=-1))
+
+    def _draw_labels(self, W: Tensor, gain: Tensor) -> None:
+        """Offer each neuron an exchange of labels with one other."""
+        pairs, labels = self._scores(W, gain), self.labels.clone()
+        chain = torch.arange(len(labels), device=labels.device)
+        # What each neuron's pairs with the members of each cluster add up to, (chain, neuron, cluster).
+        sums = pairs @ torch.nn.functional.one_hot(labels, len(self.sizes)).to(pairs)
+        for i in range(labels.shape[-1]):
+            mine = labels[:, i : i + 1].clone()
+            own = sums.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            in_mine = sums.gather(-1, mine.unsqueeze(1).expand(*labels.shape, 1)).squeeze(-1)
+            gained = sums[:, i].gather(-1, labels) + in_mine - 2 * pairs[:, i] - own - own[:, i].unsqueeze(-1)
+            gained = gained.masked_fill(labels == mine, -math.inf)
+            gained[:, i] = 0.0
+            j = torch.multinomial(gained.softmax(-1), 1, generator=self.source)
+            other = labels.gather(-1, j)
+            moved = pairs[chain, j.squeeze(-1)] - pairs[:, i]  # pairs are symmetric
+            for cluster, change in ((mine, moved), (other, -moved)):
+                sums.scatter_add_(-1, cluster.unsqueeze(1).expand(*labels.shape, 1), change.unsqueeze(-1))
+            labels[:, i] = other.squeeze(-1)
+            labels.scatter_(-1, j, mine)
+        self.labels = labels
+
+
+def _first_labels(pairs: Tensor, sizes: list[int]) -> Tensor:
+    """Clusters of given sizes, about neurons that are far from all that have none yet, in a spectral embedding."""
+    chains, N = pairs.shape[:2]
+    values, vectors = eigh_of_many(pairs)
+    some = slice(N - max(1, len(sizes) - 1), None)
+    places = vectors[..., some] * values[:, None, some].clamp(min=0).sqrt()
+    labels = torch.full((chains, N), -1, device=pairs.device)
+    for k, size in enumerate(sizes):
+        free = labels < 0
+        centre = places.square().sum(-1).masked_fill(~free, -math.inf).argmax(-1)
+        distance = (places - places.gather(1, centre[:, None, None].expand(-1, 1, places.shape[-1]))).square().sum(-1)
+        nearest = distance.masked_fill(~free, math.inf).topk(size, largest=False).indices
+        labels.scatter_(-1, nearest, k)
+    return labels

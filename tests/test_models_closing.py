@@ -1,0 +1,237 @@
+"""Sweeps of Gibbs sampling that close a diffusion: what they leave as it is, what they mend, and against other ways."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import D, normal
+from scipy.stats import kstest, truncnorm
+
+from neurosde.datasets.ensembles import Block, Dale, make_ensemble
+from neurosde.likelihood import transition_statistics
+from neurosde.models import CFGPosterior, Evidence
+from neurosde.models.closing import closed
+from neurosde.models.exact_posterior import gain_nodes
+from neurosde.models.gibbs_clusters import ClusterChains
+from neurosde.models.gibbs_dale import DaleChains, normal_above
+from neurosde.solve import simulate_rate_network
+
+FAMILIES = ("gaussian", "dale", "sparse", "low-rank", "block")
+
+
+def of_networks(family, count, N, seed=0, strength=2.0):
+    """Networks of an ensemble, neurons in any order, and evidence of a recording of each."""
+    g = torch.Generator().manual_seed(seed)
+    kind = make_ensemble(family, 3.0, gain=0.3)
+    W = kind.sample_weights(count, N, g)
+    order = torch.rand(count, N, generator=g).argsort(-1)
+    W = W.gather(1, order.unsqueeze(-1).expand_as(W)).gather(2, order.unsqueeze(1).expand_as(W))
+    x = torch.randn(count, N // 2, N, generator=g, dtype=D)  # half of all directions are seen
+    noise = torch.randn(count, N, N // 2, generator=g, dtype=D)
+    return kind, W, Evidence.of(strength * x.mT @ x, W @ (strength * x.mT @ x) + math.sqrt(strength) * noise @ x)
+
+
+def features(W, evidence):
+    square, s = W.square(), torch.linalg.svdvals(W)
+    B = evidence.cross @ evidence.vectors.mT
+    explained = (B * W).sum((1, 2)) / B.flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)
+    return {
+        "log norm": W.flatten(1).norm(dim=1).log(),
+        "kurtosis": square.square().mean((1, 2)) / square.mean((1, 2)).square(),
+        "first singular value": s[:, 0] / s.norm(dim=1),
+        "columns": W.mean(1).square().mean(1) / square.mean((1, 2)),
+        "rows": square.mean(2).var(1) / square.mean((1, 2)).square(),
+        "explained": explained,
+        "zeros": (W == 0).double().mean((1, 2)),
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_draws_of_the_posterior_stay_draws_of_it(family):
+    """True weights are a draw of the posterior, and have features of the same mean after sweeps."""
+    kind, W, evidence = of_networks(family, 2000, 8)
+    seen = W.flatten(1).norm(dim=1) > 0  # tiny sparse networks may have no connection at all
+    found = closed(W, evidence, [kind], torch.zeros(2000), sweeps=3, generator=torch.Generator().manual_seed(1))
+    kept = seen & (found.flatten(1).norm(dim=1) > 0)
+    assert kept.double().mean() > 0.99
+    change = (found - W)[kept].flatten(1).norm(dim=1) / W[kept].flatten(1).norm(dim=1)
+    assert change.median() > 0.3
+    before, after = features(W[kept], evidence[kept]), features(found[kept], evidence[kept])
+    for name, one in before.items():
+        off = after[name] - one
+        # 35 features of all ensembles: beyond 4 standard errors one of 450 such tests is.
+        assert abs(off.mean()) <= 4 * off.std() / math.sqrt(len(off)), (name, off.mean() / off.std())
+
+
+@pytest.mark.parametrize("family", ["dale", "block", "low-rank"])
+def test_draws_that_are_too_small_are_mended(family):
+    kind, W, evidence = of_networks(family, 300, 20, seed=3)
+    found = closed(0.9 * W, evidence, [kind], torch.zeros(300), generator=torch.Generator().manual_seed(1))
+    off = (found.flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)).log()
+    assert abs(off.mean()) < 4 * off.std() / math.sqrt(300)
+    assert off.std() / math.sqrt(300) < 0.01  # so that a tenth of what was wrong would show
+
+
+def test_clusters_by_enumeration():
+    """Two clusters of two neurons each: three partitions, each of a known likelihood at each gain."""
+    N, ensemble = 4, Block(1.0, num_blocks=2)
+    x = normal(6, N, seed=1)
+    precision = 1.5 * x.mT @ x
+    W = torch.tensor([[0.5, -1.0, 0.1, 0.2], [0.8, 0.6, 0.1, -0.2], [0.2, 0.1, -0.9, 0.4], [0.1, 0.2, 0.7, 1.0]])
+    evidence = Evidence.of(precision, W.double() @ precision + normal(N, 6, seed=2) * math.sqrt(1.5) @ x)
+    B = evidence.cross @ evidence.vectors.mT
+    gains, chances = gain_nodes(make_ensemble("block", 2.0, gain=0.4, num_blocks=2))
+    deviation = ensemble.profile(N)[0]
+    log_weights, means, partitions = [], [], []
+    for partner in (1, 2, 3):
+        others = [k for k in (1, 2, 3) if k != partner]
+        place = torch.empty(N, dtype=torch.long)
+        place[[0, partner, *others]] = torch.arange(N)
+        sd = deviation[place][:, place]
+        for g, chance in zip(gains, chances, strict=True):
+            log_weight, mean = chance.log(), torch.empty(N, N, dtype=D)
+            for i in range(N):
+                prior = torch.diag(1 / (g * sd[i]).square())
+                C = torch.linalg.inv(precision + prior)
+                log_weight = log_weight + 0.5 * B[i] @ C @ B[i] + 0.5 * torch.logdet(C) + 0.5 * torch.logdet(prior)
+                mean[i] = C @ B[i]
+            log_weights.append(log_weight)
+            means.append(mean)
+            partitions.append(partner)
+    share = torch.stack(log_weights).softmax(0)
+    want = torch.einsum("k,kij->ij", share, torch.stack(means))
+    together = torch.stack([share[torch.tensor(partitions) == k].sum() for k in (1, 2, 3)])
+    chains = 600
+    some = ClusterChains(ensemble, gains, chances, evidence.expand((chains,)), torch.Generator().manual_seed(0))
+    drawn, labels = [], []
+    for sweep in range(120):
+        drawn.append(some.sweep()[0])
+        labels.append(some.labels[:, :1] == some.labels[:, 1:])
+        if sweep < 20:
+            drawn.clear(), labels.clear()
+    of_chains, found = torch.stack(drawn).mean(0), torch.stack(labels).double().mean(0)
+    assert together.min() > 0.02 and together.max() < 0.95  # something is open
+    for estimate, truth in ((of_chains, want), (found, together)):
+        z = (estimate.mean(0) - truth) / (estimate.std(0) / math.sqrt(chains))
+        assert z.abs().max() < 4.5, z  # 19 numbers
+
+
+def test_labels_are_those_of_the_weights():
+    ensemble, N = Block(1.0), 40
+    W = ensemble.sample_weights(20, N, torch.Generator().manual_seed(0))
+    order = torch.rand(20, N, generator=torch.Generator().manual_seed(1)).argsort(-1)
+    W = W.gather(1, order.unsqueeze(-1).expand_as(W)).gather(2, order.unsqueeze(1).expand_as(W))
+    none = Evidence.none(N).expand((20,))
+    chains = ClusterChains(ensemble, torch.ones(1, dtype=D), torch.ones(1, dtype=D), none, None, W)
+    truth = ensemble.profile(N)[1][order]
+    same = chains.labels.unsqueeze(-1) == chains.labels.unsqueeze(-2)
+    assert (same == (truth.unsqueeze(-1) == truth.unsqueeze(-2))).all()
+    for _ in range(2):
+        chains.sweep()
+        assert (torch.stack([torch.bincount(one, minlength=4) for one in chains.labels]) == N // 4).all()
+
+
+def test_signed_weights_by_importance():
+    """Two neurons, one of each sign, a gain between 0.5 and 2: prior draws weighted by their likelihood."""
+    ensemble, low, high = Dale(1.0, excitatory_fraction=0.5), 0.5, 2.0
+    precision = torch.tensor([[2.0, 0.8], [0.8, 1.5]], dtype=D)
+    B = torch.tensor([[1.5, -0.6], [0.4, -1.8]], dtype=D)
+    g = torch.Generator().manual_seed(0)
+    gain = low + (high - low) * torch.rand(1_000_000, generator=g, dtype=D)
+    scales = ensemble.column_scales(2)
+    prior = gain[:, None, None] * scales * torch.randn(1_000_000, 2, 2, generator=g, dtype=D).abs()
+    weight = (prior * B).sum((1, 2)) - 0.5 * ((prior @ precision) * prior).sum((1, 2))
+    weight = weight.softmax(0)
+    chains, sweeps = 4000, 40
+    begin = prior[:chains].clone()
+    some = DaleChains(ensemble, (low, high), Evidence.of(precision, B).expand((chains,)), g, begin)
+    drawn = torch.stack([torch.cat([some.sweep()[0].flatten(1), some.gain[:, None]], 1) for _ in range(sweeps)])[10:]
+    for power in (1, 2):
+        numbers = torch.cat([prior.flatten(1), gain[:, None]], 1) ** power
+        want = weight @ numbers
+        error = (weight.square() @ (numbers - want).square()).sqrt()
+        found = (drawn**power).mean(0)
+        z = (found.mean(0) - want) / (error.square() + found.var(0) / chains).sqrt()
+        assert z.abs().max() < 4, z  # ten numbers
+
+
+@pytest.mark.parametrize("least", [-40.0, -3.0, 0.0, 4.9, 5.1, 40.0])
+def test_numbers_above_a_bound(least):
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=D)
+    found = normal_above(torch.full_like(u, least), u)
+    assert found.min() >= least
+    assert kstest(found.numpy(), truncnorm(least, np.inf).cdf).pvalue > 1e-3
+    torch.testing.assert_close(found, torch.from_numpy(truncnorm.isf(u.numpy(), least, np.inf)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "strength"), list(itertools.product(FAMILIES, [0.0, 1e9])))
+def test_no_recording_and_one_that_leaves_nothing_open(family, strength):
+    kind, W, evidence = of_networks(family, 20, 6, strength=strength)
+    found = closed(W, evidence, [kind], torch.zeros(20), generator=torch.Generator().manual_seed(0))
+    assert found.isfinite().all()
+    seen = evidence.eigenvalues > 1
+    assert int(seen.sum()) == (60 if strength else 0)
+    z = (found @ evidence.vectors - evidence.cross / evidence.eigenvalues.unsqueeze(-2)) * evidence.eigenvalues.sqrt()[
+        :, None
+    ]
+    assert (z[seen.unsqueeze(-2).expand_as(z)].abs() < 6).all()  # 360 numbers that are about standard normal
+
+
+def test_each_draw_is_of_its_own_ensemble():
+    """One that is not known here stays as it is, and so does one that cannot have the gain that is told."""
+    kinds = [make_ensemble("dale", 3.0, gain=0.3), None, make_ensemble("low-rank", 3.0, gain=0.3)]
+    _, W, evidence = of_networks("dale", 6, 6)
+    which = torch.tensor([0, 1, 2, 1, 0, 2])
+    found = closed(W, evidence, kinds, which, gain=0.9, generator=torch.Generator().manual_seed(0))
+    # Low-rank weights of strength 1 have a root mean square gain above 1.
+    assert (found != W).flatten(1).any(1).tolist() == [True, False, False, False, True, False]
+    assert torch.equal(closed(W, evidence, kinds, which, sweeps=0), W)
+
+
+def test_a_gain_that_is_told_is_that_of_the_draws():
+    """Of 20 neurons |W| scatters about what the gain says by 1/√800, and more for clusters' two kinds of weights."""
+    for family in ("gaussian", "dale", "block"):
+        kind, W, _ = of_networks(family, 40, 20)
+        nothing = Evidence.none(20).expand((40,))
+        found = closed(W, nothing, [kind], torch.zeros(40), gain=1.3, sweeps=2)
+        gain = (found.square().mean((1, 2)) * 20).sqrt()
+        assert abs(gain.mean() - 1.3) < 5 * gain.std() / math.sqrt(40) and gain.std() < 0.15, family
+
+
+def recorded_network(family, N):
+    W = make_ensemble(family, gain=1.0).sample_weights(1, N, torch.Generator().manual_seed(1))[0]
+    g = torch.Generator().manual_seed(0)
+    h0 = torch.randn(2, N, generator=g, dtype=D)
+    _, h = simulate_rate_network(W, h0, 800, 0.1, 1.0, noise_std=0.3, generator=g, return_h=True)
+    return transition_statistics(voltage=h, dt=0.1)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return CFGPosterior.from_pretrained("base")
+
+
+def test_posterior_draws_are_closed_unless_told_otherwise(base):
+    statistics = recorded_network("dale", 12)
+    given = base.condition(statistics, noise_std=0.3, family="dale")
+    options = {"steps": 8}
+    plain, mended = (given.sample((4,), closing=one, generator=0, **options) for one in (False, True))
+    assert not torch.equal(plain, mended)
+    assert torch.equal(plain.sum(-2) < 0, mended.sum(-2) < 0)
+    assert ((mended > 0).all(-2) | (mended < 0).all(-2)).all()
+    guided = [given.sample((2,), guidance=2.0, closing=one, generator=0, **options) for one in (False, True)]
+    assert torch.equal(*guided)
+
+
+def test_untold_draws_are_closed_by_their_own_ensemble(base):
+    """Weights of Dale's law and sparse ones would lose their signs and zeros as draws of any other."""
+    for family in ("dale", "sparse"):
+        given = base.condition(recorded_network(family, 20), noise_std=0.3)
+        found = given.sample((6,), steps=12, generator=0)
+        assert found.shape == (6, 20, 20)
+        if family == "dale":
+            assert ((found > 0).all(-2) | (found < 0).all(-2)).all()
+        else:
+            assert (found == 0).double().mean() > 0.5
