@@ -17,8 +17,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,12 +34,56 @@ from neurosde.datasets.ensembles import (
     LowRank,
     Sparse,
     base_of,
+    make_ensemble,
 )
 from neurosde.models.analytic import COMPONENT_ENTRIES, uniform_gains
 from neurosde.models.edm import Evidence
 from neurosde.models.gibbs_chains import GibbsChains, LowRankChains, SparseChains
 from neurosde.models.gibbs_clusters import ClusterChains
 from neurosde.models.gibbs_dale import DaleChains
+
+if TYPE_CHECKING:
+    from neurosde.models.diffusion_prior import PriorConfig
+
+
+def closed_as_trained(
+    draws: Tensor,
+    evidence: Evidence,
+    config: PriorConfig,
+    family: str | None,
+    log_families: Callable[[Tensor], Tensor] | None,
+    *,
+    gain: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Close draws by sweeps for the ensemble that a network was trained on, or for that of each draw.
+
+    Args:
+        draws: W, shape (..., post, pre).
+        evidence: what the recording of each draw says, in units of W, shapes that expand to those of the draws.
+        config: what the network was trained for.
+        family: name of the ensemble, where it is told; a network of one ensemble is not told it.
+        log_families: of W, the logarithm of the probability of each of the network's families, (..., family); without
+            it draws of an untold ensemble stay as they are.
+        gain: root mean square gain √(N E W²), where it is known.
+        generator: on the device of the draws.
+    """
+    batch, N = draws.shape[:-2], draws.shape[-1]
+    families = config.network.families
+    if families and family is None:
+        if log_families is None:
+            return draws
+        chances = log_families(draws).exp().reshape(-1, len(families))
+        which = torch.multinomial(chances, 1, generator=generator).squeeze(-1)
+    else:
+        told = families.index(family) if families and family is not None else 0
+        which = torch.full((batch.numel(),), told, device=draws.device)
+    ensembles = []
+    for name in families or (None,):
+        kinds = [kind for kind in config.ensembles if name in (None, kind["name"])]
+        ensembles.append(make_ensemble(**kinds[0]) if len(kinds) == 1 else None)
+    flat = draws.reshape(-1, N, N)
+    return closed(flat, evidence.expand(batch).flat(), ensembles, which, gain=gain, generator=generator).view_as(draws)
 
 
 def closed(

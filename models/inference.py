@@ -308,7 +308,9 @@ def _by_diffusion(
     if config.family is None and model.families and guidance:
         shares = sorted(((float(p), name) for name, p in given.family_probabilities.items()), reverse=True)
         notes.append("probability of each ensemble: " + ", ".join(f"{name} {p:.2f}" for p, name in shares) + ".")
-    options: dict[str, Any] = {"guidance": guidance, "steps": config.steps, "generator": generator}
+    options: dict[str, Any] = {
+        "guidance": guidance, "steps": config.steps, "closing": config.closing, "generator": generator,
+    }  # fmt: skip
     of_any = given if of_any_tau is None else model.condition(of_any_tau, **known)
     dynamics = of_any.dynamics(config.draws, generator)
     draws = of_any.sample((config.draws,), dynamics=dynamics, progress=progress, **options)

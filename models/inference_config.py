@@ -43,6 +43,13 @@ class InferenceConfig:
     steps: int | None = field(
         default=None, metadata={"help": f"cfg: noise levels of the sampler (default {STEPS}, more of many neurons)"}
     )
+    closing: bool = field(
+        default=True,
+        metadata={
+            "help": "cfg, refine gibbs: close draws by sweeps of Gibbs sampling given the structure that was found, of "
+            "ensembles for which that is known (default)"
+        },
+    )
     refine: Refiner | None = field(
         default=None, metadata={"help": "refine the draws through the likelihood itself: gibbs is exact in the limit"}
     )
@@ -103,6 +110,8 @@ class InferenceConfig:
         for name in ("guidance", "steps"):
             if self.method != "cfg" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for method 'cfg'; got it with {self.method!r}.")
+        if not self.closing and not self.trained:
+            raise ValueError(f"closing is for method 'cfg', or refined draws; got it with {self.method!r}.")
         for name in ("checkpoint", "family"):
             if not self.trained and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for method 'cfg', or refined draws; got it with {self.method!r}.")

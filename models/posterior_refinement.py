@@ -33,6 +33,7 @@ def refine_draws(
     prior: Callable[[Tensor], Denoiser],
     ask_given: bool,
     resolve: Callable[..., Tensor],
+    close: Callable[[Tensor], Tensor],
     log_prob: Callable[[Tensor], Tensor] | None,
     generator: torch.Generator | None,
     progress: bool,
@@ -50,6 +51,7 @@ def refine_draws(
         ask_given: whether split Gibbs asks at first for what is known of recordings, too.
         resolve: of draws in the denoiser's unit and a generator, what weights are that are too small to be told from 0
             (`neurosde.models.resolution.resolved`).
+        close: of W, what else is done with refined draws (`neurosde.models.closing`).
         log_prob: a likelihood of W (draw, post, pre) to guide by in place of that of transitions.
         generator: on the device of the network.
         progress: show a progress bar, on a terminal.
@@ -78,7 +80,7 @@ def refine_draws(
         refiner = GuidedDiffusion(prior(gain), method, log_prob=own, **options)
     found = refiner.refine(draws.to(unit) / unit, evidence, generator, progress)
     J = resolve(found.draws, generator=generator)
-    return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), J * unit))
+    return replace(found, draws=torch.where(found.diverged[..., None, None], draws.to(J), close(J * unit)))
 
 
 def prior_in_units(prior: DiffusionPrior, family: str | None) -> Callable[[Tensor], Denoiser]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -53,6 +53,12 @@ def add_arguments(parser: OptionParser) -> None:
         f"refines {NEAR_RHO}, others 1, with a prior 3 √N; of other methods 3)",
     )
     parser.add_argument(
+        "--closing",
+        action=BooleanOptionalAction,
+        help="of gibbs: close draws by sweeps of Gibbs sampling given the structure that was found (default: as the "
+        "file's were)",
+    )
+    parser.add_argument(
         "--likelihood",
         choices=get_args(Likelihood),
         default="transitions",
@@ -92,6 +98,8 @@ def run(options: Namespace) -> int:
             "infer it without a gain, or leave --prior out."
         )
     given = {name: getattr(options, name) for name in ("checkpoint", "family") if getattr(options, name) is not None}
+    if options.closing is not None:
+        settings["closing"] = options.closing
     # Where another posterior refines than the draws are of, nothing says that they are nearly right.
     known = {"checkpoint": settings.get("checkpoint") or "base", "family": settings.get("family")}
     another = options.recording is not None or settings.get("prior") or settings.get("refine") not in (None, "gibbs")

@@ -46,7 +46,7 @@ def refined_draws(
     prior = None if config.prior is None else load_prior(config.prior)
     found = given.refine(
         draws, method=config.refine, **_how_far(config), dynamics=dynamics, prior=prior, log_prob=rollout,
-        generator=generator, progress=progress,
+        closing=config.closing, generator=generator, progress=progress,
     )  # fmt: skip
     change = float((found.draws - draws)[~found.diverged].square().mean().sqrt() / found.draws.var(0).mean().sqrt())
     by = config.refine if config.prior is None else f"{config.refine} with the prior {config.prior}"

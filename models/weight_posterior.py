@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurosde.brownian import as_generator
-from neurosde.datasets.ensembles import Ensemble, make_ensemble
 from neurosde.likelihood import TransitionStatistics
-from neurosde.models.closing import closed
+from neurosde.models.closing import closed_as_trained
 from neurosde.models.conditioned_denoiser import conditioned_denoiser, prior_denoiser
 from neurosde.models.diffusion_prior import DiffusionPrior, weight_levels
 from neurosde.models.dynamics import Dynamics, Statistics, draw_dynamics, evidence_given
@@ -166,9 +165,7 @@ class WeightPosterior:
         J = resolved(J, self.model.config, self.family, source)
         W = J * (gain / math.sqrt(N))[..., None, None]
         if closing and guidance == 1:
-            which = self._drawn_families(denoise, J, source).flatten()
-            flat, kinds = in_W.expand(J.shape[:2]).flat(), [self._kind(name) for name in self.model.families or [None]]
-            W = closed(W.flatten(0, 1), flat, kinds, which, gain=self.gain, generator=source).view_as(W)
+            W = self._closed(W, in_W, source)
         return self._shaped(W, shape)
 
     @property
@@ -188,6 +185,7 @@ class WeightPosterior:
         dynamics: Dynamics | None = None,
         prior: DiffusionPrior | None = None,
         log_prob: Callable[[Tensor], Tensor] | None = None,
+        closing: bool = True,
         generator: int | torch.Generator | None = None,
         progress: bool = False,
     ) -> Refinement:
@@ -218,6 +216,8 @@ class WeightPosterior:
                 is told the family that this posterior was.
             log_prob: a likelihood of W (draw, post, pre) to guide by in place of that of transitions, such as a
                 `RolloutLikelihood`; for methods "pigdm" and "dps".
+            closing: whether draws of method gibbs take sweeps of Gibbs sampling given their structure in the end, as in
+                `sample`; with a prior of several ensembles, where one is told.
             generator: seed or generator, on the device of the network.
             progress: show a progress bar, on a terminal.
 
@@ -242,6 +242,17 @@ class WeightPosterior:
         options = refiner_options(method, N, sweeps, steps, rho, prior is not None, log_prob is not None)
         source = as_generator(generator, self.model.device)
         in_W = self._drawn(len(draws), source, dynamics)
+
+        def close(W: Tensor) -> Tensor:
+            if not closing or method != "gibbs":
+                return W
+            each = W if self._several else W.unsqueeze(1)
+            if prior is None:
+                found = self._closed(each, in_W, source)
+            else:
+                found = closed_as_trained(each, in_W, prior.config, self.family, None, gain=None, generator=source)
+            return found.view_as(W)
+
         return refine_draws(
             draws, in_W if self._several else in_W[:, 0], method, options,
             given=self._denoiser,
@@ -250,7 +261,7 @@ class WeightPosterior:
             else prior_in_units(prior, self.family),
             ask_given=prior is None,
             resolve=partial(resolved, config=(self.model if prior is None else prior).config, family=self.family),
-            log_prob=log_prob, generator=source, progress=progress,
+            close=close, log_prob=log_prob, generator=source, progress=progress,
         )  # fmt: skip
 
     def sd(self, draws: int = 256, generator: int | torch.Generator | None = 0) -> Tensor:
@@ -346,20 +357,18 @@ class WeightPosterior:
         shaped = probabilities if self._several else probabilities[0]
         return {name: shaped[..., k] for k, name in enumerate(self.model.families)}
 
-    def _kind(self, family: str | None) -> Ensemble | None:
-        """The ensemble that a network was trained on; None where it was on several of that name."""
-        kinds = [kind for kind in self.model.config.ensembles if family in (None, kind["name"])]
-        return make_ensemble(**kinds[0]) if len(kinds) == 1 else None
+    def _closed(self, W: Tensor, in_W: Evidence, source: torch.Generator | None) -> Tensor:
+        """Draws (draw, recording, post, pre) after sweeps of Gibbs sampling, each of its own ensemble."""
 
-    def _drawn_families(self, denoise: Denoiser, J: Tensor, source: torch.Generator | None) -> Tensor:
-        """Draw the ensemble of each draw, (draw, recording): that which is told, or one of those it may be of."""
-        told = self.model.families.index(self.family) if self.family is not None else 0
-        if self.family is not None or not self.model.families:
-            return torch.full(J.shape[:2], told, device=J.device)
-        assert isinstance(denoise, NetworkDenoiser)
-        with torch.no_grad():
-            chances = denoise.log_families(J, torch.tensor(SIGMA_MIN, dtype=torch.float64, device=J.device)).exp()
-        return torch.multinomial(chances.flatten(0, 1), 1, generator=source).view(J.shape[:2])
+        def log_families(W: Tensor) -> Tensor:
+            denoise, _, gain = self._denoiser(in_W)
+            assert isinstance(denoise, NetworkDenoiser)  # which it is unless the family is told
+            sigma = torch.tensor(SIGMA_MIN, dtype=torch.float64, device=W.device)
+            with torch.no_grad():
+                return denoise.log_families(W / (gain / math.sqrt(self.num_neurons))[..., None, None], sigma)
+
+        config, family = self.model.config, self.family
+        return closed_as_trained(W, in_W, config, family, log_families, gain=self.gain, generator=source)
 
     def _most_probable(self, count: int) -> Evidence:
         """Evidence in units of W, (count, recording), for the most probable σ and τ where they are not known."""

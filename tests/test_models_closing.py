@@ -11,7 +11,7 @@ from scipy.stats import kstest, truncnorm
 
 from neurosde.datasets.ensembles import Block, Dale, make_ensemble
 from neurosde.likelihood import transition_statistics
-from neurosde.models import CFGPosterior, Evidence
+from neurosde.models import CFGPosterior, Evidence, InferenceConfig, load_prior
 from neurosde.models.closing import closed
 from neurosde.models.exact_posterior import gain_nodes
 from neurosde.models.gibbs_clusters import ClusterChains
@@ -235,3 +235,29 @@ def test_untold_draws_are_closed_by_their_own_ensemble(base):
             assert ((found > 0).all(-2) | (found < 0).all(-2)).all()
         else:
             assert (found == 0).double().mean() > 0.5
+
+
+def test_refined_draws_are_closed_unless_told_otherwise(base):
+    """By the posterior's own prior and by a prior of one ensemble; not where nothing says of which ensemble it is."""
+    draws = make_ensemble("block", gain=1.0).sample_weights(4, 8, torch.Generator().manual_seed(3))
+    statistics = recorded_network("block", 8)
+    options = {"sweeps": 8, "steps": 4, "generator": 0}
+    told, untold = (base.condition(statistics, noise_std=0.3, family=family) for family in ("block", None))
+    for given, prior, moves in (
+        (told, None, True),
+        (untold, None, True),
+        (untold, load_prior("block"), True),
+        (told, load_prior("all"), True),
+        (untold, load_prior("all"), False),
+    ):
+        found = [given.refine(draws, prior=prior, closing=one, **options).draws for one in (True, False)]
+        assert found[0].isfinite().all()
+        assert torch.equal(*found) != moves
+    guided = [told.refine(draws, method="mmps", steps=4, closing=one, generator=0).draws for one in (True, False)]
+    assert torch.equal(*guided)
+
+
+def test_without_trained_draws_there_is_nothing_to_close():
+    with pytest.raises(ValueError, match="closing is for method 'cfg'"):
+        InferenceConfig(closing=False)
+    assert not InferenceConfig(closing=False, refine="gibbs").closing

@@ -383,9 +383,9 @@ def test_weights_too_small_to_be_told_from_none_are_decided_by_the_family_told(f
     monkeypatch.setattr(resolution, "with_one_sign", torch.zeros_like)
     monkeypatch.setattr(resolution, "with_exact_zeros", lambda J, _: J)
     given = CFGPosterior.from_pretrained("base").condition(recording(4)[1], noise_std=SIGMA, family=family)
-    drawn = given.sample((4,), steps=4, generator=0)
+    drawn = given.sample((4,), steps=4, closing=False, generator=0)
     assert bool((drawn == 0).all()) == signed
-    found = given.refine(normal(4, 4, 4), sweeps=8, steps=4, generator=0).draws
+    found = given.refine(normal(4, 4, 4), sweeps=8, steps=4, closing=False, generator=0).draws
     assert bool((found == 0).all()) == signed
 
 
