@@ -127,8 +127,14 @@ def closed(
 def _chains(
     draws: Tensor, evidence: Evidence, ensemble: Ensemble, gain: float | None, source: torch.Generator | None
 ) -> GibbsChains | None:
-    base = base_of(ensemble)
-    if not isinstance(base, FixedGain) or (gains := _range(ensemble, base, draws.shape[-1], gain)) is None:
+    base, N = base_of(ensemble), draws.shape[-1]
+    if not isinstance(base, FixedGain):
+        return None
+    try:
+        gains = _range(ensemble, base, N, gain)
+    except ValueError:  # there are fewer neurons than the ensemble needs
+        return None
+    if gains is None:
         return None
     if isinstance(base, Dale):
         return DaleChains(base, gains, evidence, source, draws)
@@ -145,8 +151,8 @@ def _chains(
 
 def _range(ensemble: Ensemble, base: FixedGain, N: int, gain: float | None) -> tuple[float, float] | None:
     """Lowest and highest gain; None where weights of the ensemble cannot have the root mean square that is told."""
+    one, two = (N * replace(base, gain=g).variance(N) for g in (1.0, 2.0))
     if gain is None:
         return base.gain, ensemble.gain_high if isinstance(ensemble, GainMixture) else base.gain
-    one, two = (N * replace(base, gain=g).variance(N) for g in (1.0, 2.0))
     square = 1 + 3 * (gain**2 - one) / (two - one)  # N E W² = a + b g²
     return (math.sqrt(square),) * 2 if square > 0 else None

@@ -7,7 +7,8 @@ Gaussian, of the range of gains that it was trained on, that is nothing but the 
 closed form, without the network; and where they are told to obey Dale's law or to be sparse, the prior without a
 recording is known in closed form, too (`neurosde.models.conditioned_denoiser`). Weights are measured by s₀ = ĝ/√N,
 where ĝ is the gain that is told or else the one that the recording makes most probable: a function of the recording, so
-that nothing is approximated by it.
+that nothing is approximated by it. Draws of ensembles whose conditionals are known end with sweeps of Gibbs sampling,
+which mend what the network is wrong about given the structure that it found (`neurosde.models.closing`).
 
 σ is known, or drawn anew for each draw of W from its own posterior, for a Gaussian prior of W.
 """

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neurosde.models.edm import Evidence
+from neurosde.models.eigen import eigh_of_many
 from neurosde.models.gaussian_posterior import gaussian_log_evidence
 
 _ROUNDS = 10  # in which factors are drawn given weights
@@ -129,10 +130,11 @@ class LowRankChains(GridChains):
 
     def _begin_at(self, W: Tensor) -> None:
         """Draw factors given weights along the directions: from their largest singular values on."""
-        U, S, V = torch.linalg.svd(W)
-        rank, size = self.m.shape[-1], W.shape[-2:].numel()
-        root = (S[:, :rank] / self.c).sqrt().unsqueeze(-2)
-        self.m, self.n = U[..., :rank] * root, V.mT[..., :rank] * root
+        some, size = min(self.m.shape[-1], W.shape[-1]), W.shape[-2:].numel()
+        squares, left_vectors = eigh_of_many(W @ W.mT)
+        root = (squares[:, -some:].clamp(min=1e-300).sqrt() * self.c).sqrt().unsqueeze(-2)
+        self.m[..., :some] = left_vectors[..., -some:] * root / self.c
+        self.n[..., :some] = W.mT @ left_vectors[..., -some:] / root
         for _ in range(_ROUNDS):
             left = (W - self.c * self.m @ self.n.mT).square().sum((-1, -2)).unsqueeze(-1)
             self._draw_gain(-0.5 * (size * self.variances.log() + left / self.variances))

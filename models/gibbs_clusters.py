@@ -108,7 +108,7 @@ class ClusterChains(GridChains):
         return torch.cat(found).mT
 
     def _spread(self, same: Tensor) -> Tensor:
-        return torch.where(same, self.within, self.between).double()
+        return self.between + (self.within - self.between) * same.double()
 
     def _profile(self) -> Tensor:
         """Standard deviation of each entry at gain 1, (chain, post, pre)."""

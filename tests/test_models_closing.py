@@ -190,6 +190,17 @@ def test_each_draw_is_of_its_own_ensemble():
     assert torch.equal(closed(W, evidence, kinds, which, sweeps=0), W)
 
 
+@pytest.mark.parametrize("N", [1, 2, 3])
+def test_of_few_neurons_those_ensembles_are_closed_that_have_so_few(N):
+    """Dale's law needs two neurons, four clusters need four, and rank two is more than one neuron can show."""
+    kinds = [make_ensemble(family, 3.0, gain=0.3) for family in FAMILIES]
+    evidence = Evidence.of(torch.eye(N, dtype=D), normal(N, N)).expand((50,))
+    W = normal(50, N, N, seed=1).abs()
+    found = closed(W, evidence, kinds, torch.arange(50) % 5, generator=torch.Generator().manual_seed(0))
+    moved = (found != W).flatten(1).any(1).view(10, 5).any(0)
+    assert found.isfinite().all() and moved.tolist() == [True, N > 1, True, True, False]
+
+
 def test_a_gain_that_is_told_is_that_of_the_draws():
     """Of 20 neurons |W| scatters about what the gain says by 1/√800, and more for clusters' two kinds of weights."""
     for family in ("gaussian", "dale", "block"):
