@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 
 from neurosde.cli import main
-from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, projections, ranks
+from neurosde.evaluation.calibration import coverage_error, expected_coverage, holm, in_any_order, projections, ranks
 from neurosde.evaluation.rank_calibration import uniformity
 from neurosde.models.denoiser import PRESETS, PairNetwork
 from neurosde.models.diffusion_cfg import CFGPosterior, PosteriorConfig
@@ -65,6 +65,33 @@ def test_expected_coverage_is_that_of_the_level():
     assert coverage_error(np.linspace(0, 1, 1001)) < 1e-3 and coverage_error(np.zeros(10)) == pytest.approx(
         0.5, abs=1e-3
     )
+
+
+def test_networks_numbered_by_kind_are_judged_in_any_order():
+    """Draws of what is known without a recording, which columns excite being open; in truths it is the first half."""
+    networks, N, S = 1500, 6, 39
+    rng = np.random.default_rng(0)
+    sizes = np.abs(rng.standard_normal((S + 1, networks, N, N)))
+    signs = np.sign(np.arange(N) - N / 2 + 0.5)
+    drawn = rng.permuted(np.tile(signs, (S, networks, 1)), axis=-1)
+    draws, truth = sizes[1:] * drawn[:, :, None, :], sizes[0] * signs
+    shuffled, shuffled_truth = in_any_order(draws, truth, 1)
+    errors = [
+        coverage_error(expected_coverage(d, t, np.roll(t, 1, axis=0)))
+        for d, t in ((draws, truth), (shuffled, shuffled_truth))
+    ]
+    assert errors[0] > 0.1 and errors[1] < 0.6 / math.sqrt(networks) + 1 / (2 * S)
+    directions = rng.standard_normal((2, N, N))
+    p_values = [
+        holm(uniformity(ranks(*both, directions), S)).min() for both in ((draws, truth), (shuffled, shuffled_truth))
+    ]
+    assert p_values[0] < 1e-6 and p_values[1] > 0.01
+    k = 7  # one order for all of a network: what does not depend on it stays as it is
+    along = projections(np.stack([draws[0, k], truth[k]]), directions)[2:]
+    assert projections(np.stack([shuffled[0, k], shuffled_truth[k]]), directions)[2:] == pytest.approx(along)
+    assert not np.array_equal(np.sign(shuffled_truth[k]), np.sign(shuffled_truth[k + 1]))
+    both, one = in_any_order(truth[None], truth, 3)
+    assert np.array_equal(both[0], one)
 
 
 def test_the_benchmark_prints_tables_and_writes_data(tmp_path, capsys):

@@ -71,6 +71,30 @@ def truth_under_posterior(truth: np.ndarray, mean: np.ndarray, factor: np.ndarra
     return {"truth_chi2": square / freedom, "truth_p": float(2 * min(below, 1 - below))}
 
 
+def in_any_order(draws: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Relabel the neurons of each network at random, alike in its draws and its truth.
+
+    Ensembles number neurons by their kind, all excitatory ones first, and a posterior that is equivariant to
+    relabelling does not know that. Along directions, and about points, that are the same for all networks or numbered
+    like them, such truths are no draws of its prior, and right posteriors would look wrong.
+
+    Args:
+        draws: posterior draws (draw, network, post, pre).
+        truth: W (network, post, pre).
+        seed: of the orders.
+    """
+    count, N = truth.shape[:2]
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(N), (count, 1)), axis=1)
+
+    def relabelled(weights: np.ndarray) -> np.ndarray:
+        rows, columns = (order[:, :, None], order[:, None, :])
+        if weights.ndim > truth.ndim:
+            rows, columns = rows[None], columns[None]
+        return np.take_along_axis(np.take_along_axis(weights, rows, axis=-2), columns, axis=-1)
+
+    return relabelled(draws), relabelled(truth)
+
+
 def projections(weights: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """One-dimensional features of W whose ranks are tested.
 
@@ -123,7 +147,7 @@ def expected_coverage(draws: np.ndarray, truth: np.ndarray, references: np.ndarr
     Args:
         draws: posterior draws (draw, network, post, pre).
         truth: W (network, post, pre).
-        references: points that depend on no truth, of the same shape.
+        references: points that depend on no truth, of the same shape; see `in_any_order`.
 
     Returns:
         Share of the draws that are nearer to the network's reference than the truth is, shape (network,).

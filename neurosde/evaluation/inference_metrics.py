@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurosde.evaluation.calibration import contraction, coverage, expected_coverage, ranks
+from neurosde.evaluation.calibration import contraction, coverage, expected_coverage, in_any_order, ranks
 from neurosde.evaluation.dynamics import fixed_point_distance, fixed_points
 from neurosde.evaluation.exact_benchmark import RESOLUTION
 from neurosde.evaluation.exact_reference import compared_with_exact, exact_reference
@@ -155,6 +155,7 @@ def activity_distance(drawn: Tensor, recorded: Recorded, k: int, seed: int) -> f
 
 
 def _calibration(draws: np.ndarray, truth: np.ndarray, seed: int) -> dict[str, Any]:
+    draws, truth = in_any_order(draws, truth, seed)
     directions = np.random.default_rng(seed).standard_normal((DIRECTIONS, *truth.shape[1:]))
     of_truth = ranks(draws, truth, directions, seed) / len(draws)
     found = {name: row.tolist() for name, row in zip(RANKS, of_truth, strict=True)}

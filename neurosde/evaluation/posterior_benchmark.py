@@ -36,6 +36,7 @@ from neurosde.evaluation.calibration import (
     coverage_error_of_exact,
     expected_coverage,
     holm,
+    in_any_order,
     ranks,
 )
 from neurosde.evaluation.kept_rows import KeptRows
@@ -193,20 +194,21 @@ def _cell(
 ) -> dict[str, Any]:
     truth, N = W.numpy(), W.shape[-1]
     directions = np.random.default_rng(c.seed).standard_normal((DIRECTIONS, N, N))
-    # Points about which to count draws: other networks' truths, near where draws may be and dependent on no truth here.
-    references = np.roll(truth, 1, axis=0)
     found, calibration = {}, []
     for key, family in (("cfg", None), ("cfg_told", name if name in posterior.families else None)):
         given = posterior.condition(statistics, noise_std=c.noise_std, family=family)
         found[key] = relative_errors(given.mean.cpu(), W)
         source = torch.Generator(posterior.device).manual_seed(c.seed)
         draws = given.sample((c.draws,), steps=c.steps, closing=c.closing, generator=source).cpu().numpy()
+        shuffled, shuffled_truth = in_any_order(draws, truth, c.seed)
+        # Points about which to count draws: other networks' truths, near where draws may be.
+        references = np.roll(shuffled_truth, 1, axis=0)
         calibration.append(
             {
                 "coverage_90": [coverage(draws[:, r], truth[r], np.array([0.9]))[0] for r in range(len(W))],
                 "contraction": 1 - draws.var(0, ddof=1).mean((-2, -1)) / np.square(truth).mean(),
-                "credibility": expected_coverage(draws, truth, references),
-                "rank": ranks(draws, truth, directions, c.seed),
+                "credibility": expected_coverage(shuffled, shuffled_truth, references),
+                "rank": ranks(shuffled, shuffled_truth, directions, c.seed),
             }
         )
     evidence = [empirical_bayes(one, noise_std=c.noise_std) for one in statistics]

@@ -35,7 +35,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosde.evaluation.calibration import coverage, expected_coverage, ranks
+from neurosde.evaluation.calibration import coverage, expected_coverage, in_any_order, ranks
 from neurosde.evaluation.kept_rows import KeptRows
 from neurosde.evaluation.posterior_benchmark import (
     DIRECTIONS,
@@ -169,8 +169,8 @@ def refined_calibration(
                 for place, k in enumerate(batch):
                     rows = []
                     for drawn, seconds in found:
-                        draws, one = drawn[:, place], truth[k : k + 1]
-                        each = draws.numpy()[:, None]
+                        draws = drawn[:, place]
+                        each, one = in_any_order(draws.numpy()[:, None], truth[k : k + 1], c.seed + k)
                         norms = np.linalg.norm(each, axis=(-2, -1)) / max(float(np.linalg.norm(one)), 1e-300)
                         scale = statistics[k].noise_scale(c.noise_std)
                         rows.append({
