@@ -136,10 +136,10 @@ def _chains(
         return None
     if gains is None:
         return None
-    if isinstance(base, Dale):
-        return DaleChains(base, gains, evidence, source, draws)
     squares, log_chances = uniform_gains(*torch.tensor(gains, dtype=torch.float64))
     grid = squares.sqrt(), log_chances.exp()
+    if isinstance(base, Dale):
+        return DaleChains(base, *grid, evidence, source, draws)
     if isinstance(base, Sparse):
         return SparseChains(base.density, *grid, evidence, source, draws)
     if isinstance(base, Block):

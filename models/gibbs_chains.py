@@ -74,6 +74,34 @@ class GridChains(GibbsChains):
         p = (self.log_chances + log_likelihood).softmax(-1)
         self.component = torch.multinomial(p, 1, generator=self.source).squeeze(-1)
 
+    def _draw_gain_of_weights(self, number: Tensor | int, square: Tensor) -> None:
+        """Draw the gain given weights that are in proportion to it.
+
+        Args:
+            number: how many there are, shape () or (chain,).
+            square: sum of their squares, each over its variance at gain 1, shape (chain,).
+        """
+        count = torch.as_tensor(number, device=square.device).unsqueeze(-1)
+        self._draw_gain(-count * self.gains.log() - 0.5 * square.unsqueeze(-1) / self.gains.square())
+
+    def _move_together(self, W: Tensor, precision: Tensor, linear: Tensor) -> Tensor:
+        """Draw gain and weights along c g, c W, and return the weights.
+
+        Given the gain weights are many, and tell it well: each alone hardly moves. Along these the density of weights
+        given the gain and the change of volume cancel, so that the gains of the grid are as probable as their own
+        chances and the likelihood of c W say.
+
+        Args:
+            W: weights that are in proportion to the gain, shape (chain, post, pre).
+            precision: Λ along the neurons, shape (chain, pre, pre).
+            linear: B along the neurons, shape (chain, post, pre).
+        """
+        a, b = ((W @ precision) * W).sum((-1, -2)), (linear * W).sum((-1, -2))
+        before = self.gains[self.component].unsqueeze(-1)
+        c = self.gains / before
+        self._draw_gain(b.unsqueeze(-1) * (c - 1) - 0.5 * a.unsqueeze(-1) * (c.square() - 1))
+        return W * (self.gains[self.component].unsqueeze(-1) / before).unsqueeze(-1)
+
 
 class LowRankChains(GridChains):
     """Low-rank weights, and Gaussian ones, which are of rank 0 and whose draws are independent.
@@ -132,7 +160,8 @@ class LowRankChains(GridChains):
         """Draw factors given weights along the directions: from their largest singular values on."""
         some, size = min(self.m.shape[-1], W.shape[-1]), W.shape[-2:].numel()
         squares, left_vectors = eigh_of_many(W @ W.mT)
-        root = (squares[:, -some:].clamp(min=1e-300).sqrt() * self.c).sqrt().unsqueeze(-2)
+        squares = squares[:, -some:].maximum(1e-24 * squares[:, -1:]).clamp(min=1e-200)
+        root = (squares.sqrt() * self.c).sqrt().unsqueeze(-2)
         self.m[..., :some] = left_vectors[..., -some:] * root / self.c
         self.n[..., :some] = W.mT @ left_vectors[..., -some:] / root
         for _ in range(_ROUNDS):
@@ -179,11 +208,12 @@ class SparseChains(GridChains):
             self.W = prior * (torch.arange(len(prior), device=prior.device) % 2)[:, None, None]
         else:
             self.W = weights.clone()
-            self._draw_gain_of_weights()
-        self.residual = self.linear - self.W @ self.precision
+            self._draw_gain_given()
 
     def sweep(self) -> tuple[Tensor, Tensor]:
-        """Draw weights, then gains given them."""
+        """Draw gains with all weights, weights one by one, then gains given them."""
+        self.W = self._move_together(self.W, self.precision, self.linear)
+        self.residual = self.linear - self.W @ self.precision  # so that rounding does not add up
         v = self.variances[self.component].unsqueeze(-1)
         mean = torch.empty_like(self.W)
         N = self.W.shape[-1]
@@ -198,10 +228,9 @@ class SparseChains(GridChains):
             drawn = torch.where(uniform[j] < exists, variance * r + variance.sqrt() * normal[j], 0.0)
             self.residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
             self.W[..., j] = drawn
-        self.residual = self.linear - self.W @ self.precision  # rounding does not add up
-        self._draw_gain_of_weights()
+        self._draw_gain_given()
         return self.W, mean
 
-    def _draw_gain_of_weights(self) -> None:
-        number, square = (self.W != 0).sum((-1, -2)), self.W.square().sum((-1, -2))
-        self._draw_gain(-0.5 * (number.unsqueeze(-1) * self.variances.log() + square.unsqueeze(-1) / self.variances))
+    def _draw_gain_given(self) -> None:
+        at_one = self.variances[0] / self.gains[0].square()
+        self._draw_gain_of_weights((self.W != 0).sum((-1, -2)), self.W.square().sum((-1, -2)) / at_one)

@@ -3,8 +3,10 @@
 With W_ij ~ N(0, g² p²), where p is larger within a cluster than between clusters, and labels of the neurons that are
 any permutation of those of the ensemble:
 
-- labels given W and g: two neurons exchange theirs or do not. Neuron i is offered an exchange with each other one, and
-  what it adds to the log-likelihood is a sum over pairs;
+- labels given W and g: each neuron is offered an exchange of labels with every other one, and to leave its cluster for
+  one that has a neuron less, so that the sizes of clusters stay those of the ensemble. One of these, or to stay, is
+  proposed as probable as it is, and accepted as Metropolis and Hastings say, for what is offered afterwards differs.
+  What a neuron adds to the log-likelihood is a sum over pairs;
 - the gain given labels and the recording, W being summed over: a row's posterior covariance is that of entries of
   variances p², which rows of one cluster have in common;
 - W given both: normal.
@@ -68,14 +70,16 @@ class ClusterChains(GridChains):
             order = self._uniform(chains, N).argsort(-1)
             self.labels = labels.to(order).expand(chains, N).gather(1, order)
             return
-        self.labels = _first_labels(self._scores(weights, self._gain_of(weights, profile.to(weights))), self.sizes)
+        mean_square = profile.square().mean().to(weights)
+        gain = (weights.square().mean((-1, -2)) / mean_square).sqrt().clamp(min=float(self.gains.amin()))
+        self.labels = _first_labels(self._scores(weights, gain), self.sizes)
         for _ in range(_ROUNDS):
-            self._draw_labels(weights, self._gain_of(weights, self._profile()))
+            self._draw_labels(weights)
 
     def sweep(self) -> tuple[Tensor, Tensor]:
         """Draw labels given weights, then gains and weights given labels."""
         if self.W is not None:
-            self._draw_labels(self.W, self.gains[self.component])
+            self._draw_labels(self.W)
         clusters = torch.arange(len(self.sizes), device=self.labels.device)
         of_cluster = self._spread(self.labels.unsqueeze(1) == clusters.unsqueeze(-1))  # (chain, cluster, pre)
         scaled = of_cluster.unsqueeze(-1) * self.precision.unsqueeze(1) * of_cluster.unsqueeze(-2)
@@ -114,11 +118,6 @@ class ClusterChains(GridChains):
         """Standard deviation of each entry at gain 1, (chain, post, pre)."""
         return self._spread(self.labels.unsqueeze(-1) == self.labels.unsqueeze(-2))
 
-    def _gain_of(self, W: Tensor, profile: Tensor) -> Tensor:
-        """Gain of each chain that its weights suggest."""
-        found = (W.square().mean((-1, -2)) / profile.square().mean((-1, -2))).sqrt()
-        return found.clamp(float(self.gains.amin()), float(self.gains.amax()))
-
     def _rows(self, matrix: Tensor, rows: Tensor) -> Tensor:
         return matrix.gather(1, rows.unsqueeze(-1).expand(*rows.shape, matrix.shape[-1]))
 
@@ -129,27 +128,62 @@ class ClusterChains(GridChains):
         of_pair = of_entry + of_entry.mT
         return of_pair - torch.diag_embed(of_pair.diagonal(dim1=-2, dim2=-1))
 
-    def _draw_labels(self, W: Tensor, gain: Tensor) -> None:
-        """Offer each neuron an exchange of labels with one other."""
-        pairs, labels = self._scores(W, gain), self.labels.clone()
-        chain = torch.arange(len(labels), device=labels.device)
+    def _draw_labels(self, W: Tensor) -> None:
+        """Draw the gain given weights and labels, then labels, one neuron after the other."""
+        self._draw_gain_of_weights(W.shape[-2:].numel(), (W / self._profile()).square().sum((-1, -2)))
+        pairs, labels = self._scores(W, self.gains[self.component]), self.labels
+        sizes = torch.tensor(self.sizes, device=labels.device)
         # What each neuron's pairs with the members of each cluster add up to, (chain, neuron, cluster).
         sums = pairs @ torch.nn.functional.one_hot(labels, len(self.sizes)).to(pairs)
         for i in range(labels.shape[-1]):
-            mine = labels[:, i : i + 1].clone()
-            own = sums.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-            in_mine = sums.gather(-1, mine.unsqueeze(1).expand(*labels.shape, 1)).squeeze(-1)
-            gained = sums[:, i].gather(-1, labels) + in_mine - 2 * pairs[:, i] - own - own[:, i].unsqueeze(-1)
-            gained = gained.masked_fill(labels == mine, -math.inf)
-            gained[:, i] = 0.0
-            j = torch.multinomial(gained.softmax(-1), 1, generator=self.source)
-            other = labels.gather(-1, j)
-            moved = pairs[chain, j.squeeze(-1)] - pairs[:, i]  # pairs are symmetric
-            for cluster, change in ((mine, moved), (other, -moved)):
-                sums.scatter_add_(-1, cluster.unsqueeze(1).expand(*labels.shape, 1), change.unsqueeze(-1))
-            labels[:, i] = other.squeeze(-1)
-            labels.scatter_(-1, j, mine)
+            offers = _offers(i, pairs, labels, sums, sizes)
+            chosen = torch.multinomial(offers.softmax(-1), 1, generator=self.source)
+            new_labels, new_sums = _taken(i, chosen, pairs, labels, sums)
+            again = _offers(i, pairs, new_labels, new_sums, sizes)
+            log_ratio = offers.logsumexp(-1) - offers.gather(-1, chosen).squeeze(-1) - again.logsumexp(-1)
+            accepted = self._uniform(len(labels)).log() < log_ratio
+            labels = torch.where(accepted[:, None], new_labels, labels)
+            sums = torch.where(accepted[:, None, None], new_sums, sums)
         self.labels = labels
+
+
+def _offers(i: int, pairs: Tensor, labels: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
+    """What the log-likelihood gains by what neuron i is offered, (chain, offer).
+
+    First exchanges with each neuron, itself for staying, then leaving for each cluster.
+    """
+    mine = labels[:, i : i + 1]
+    own = sums.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    in_mine = sums.gather(-1, mine.unsqueeze(1).expand(*labels.shape, 1)).squeeze(-1)
+    exchanged = sums[:, i].gather(-1, labels) + in_mine - 2 * pairs[:, i] - own - own[:, i : i + 1]
+    exchanged = exchanged.masked_fill(labels == mine, -math.inf)
+    exchanged[:, i] = 0.0
+    left = (sums[:, i] - own[:, i : i + 1]).masked_fill(sizes != sizes[mine] - 1, -math.inf)
+    return torch.cat([exchanged, left], -1)
+
+
+def _taken(i: int, chosen: Tensor, pairs: Tensor, labels: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels, and sums over pairs, once neuron i has taken an offer (chain, 1).
+
+    Sizes belong to labels: where it leaves, the others of its cluster and those of the new one exchange labels.
+    """
+    N, mine = labels.shape[-1], labels[:, i : i + 1]
+    leaves = chosen >= N
+    partner = torch.where(leaves, i, chosen)
+    other = torch.where(leaves, chosen - N, labels.gather(-1, partner))
+    neuron = torch.arange(N, device=labels.device)
+    swapped = torch.where(neuron == i, other, torch.where(neuron == partner, mine, labels))
+    renamed = torch.where(labels == mine, other, torch.where(labels == other, mine, labels))
+    renamed = torch.where(neuron == i, mine, renamed)
+    new_labels = torch.where(leaves, renamed, swapped)
+    with_i, with_partner = pairs[:, i], pairs.gather(1, partner.unsqueeze(-1).expand(-1, 1, N)).squeeze(1)
+    index = [one.unsqueeze(1).expand(*labels.shape, 1) for one in (mine, other)]
+    of_mine, of_other = (sums.gather(-1, one).squeeze(-1) for one in index)
+    to_mine = torch.where(leaves, of_other + with_i, of_mine - with_i + with_partner)
+    to_other = torch.where(leaves, of_mine - with_i, of_other + with_i - with_partner)
+    new_sums = sums.scatter(-1, index[1], to_other.unsqueeze(-1))
+    stays = mine == other  # nothing changes, and both are one column
+    return new_labels, new_sums.scatter(-1, index[0], torch.where(stays, of_mine, to_mine).unsqueeze(-1))
 
 
 def _first_labels(pairs: Tensor, sizes: list[int]) -> Tensor:
