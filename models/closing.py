@@ -6,8 +6,9 @@ answers it to a per cent only, and what all weights have in common, such as an e
 neurons draws in clusters came out 2 to 4 % too small, of a posterior spread of 3 %. So draws of an ensemble of
 `neurosde.datasets.ensembles` take some sweeps of its Gibbs sampler, from where they are; where the ensemble is not told
 each draw's own is drawn first, of what the network says given the draw. Each sweep leaves the exact posterior as it is.
-Weak connections, factors, and clusters of few neurons are sampled with the rest; signs of columns, and clusters that
-weights tell, stay as diffusion drew them.
+(What weights do not say exactly, labels of clusters and factors, is drawn given them to begin with, in a few rounds.)
+Connections, factors, and clusters of few neurons move with the rest; signs of columns, and clusters that weights tell,
+stay as diffusion drew them, and so do draws of other ensembles, and what only the network answers: means and densities.
 
 References:
     Markov chains for exploring posterior distributions (Tierney, 1994), on hybrids of several kernels,
@@ -67,6 +68,9 @@ def closed_as_trained(
             it draws of an untold ensemble stay as they are.
         gain: root mean square gain √(N E W²), where it is known.
         generator: on the device of the draws.
+
+    Returns:
+        W, shape (..., post, pre).
     """
     batch, N = draws.shape[:-2], draws.shape[-1]
     families = config.network.families
@@ -83,7 +87,9 @@ def closed_as_trained(
         kinds = [kind for kind in config.ensembles if name in (None, kind["name"])]
         ensembles.append(make_ensemble(**kinds[0]) if len(kinds) == 1 else None)
     flat = draws.reshape(-1, N, N)
-    return closed(flat, evidence.expand(batch).flat(), ensembles, which, gain=gain, generator=generator).view_as(draws)
+    return closed(flat, evidence.expand(batch).flat(), ensembles, which, gain=gain, generator=generator).reshape(
+        draws.shape
+    )
 
 
 def closed(
@@ -108,15 +114,17 @@ def closed(
         generator: on the device of the draws.
 
     Returns:
-        W, shape (draw, post, pre). Draws of an ensemble that is not known here are returned as they are.
+        W, shape (draw, post, pre). Draws stay as they are where their ensemble is not known here, needs more neurons,
+        or cannot have the gain that is told.
     """
     N, found = draws.shape[-1], draws.clone()
-    size = max(1, COMPONENT_ENTRIES // (4 * N**2 + 512 * N))  # draws in memory at a time
     for k, ensemble in enumerate(ensembles):
         own = (which == k).nonzero().squeeze(-1)
         if ensemble is None or not len(own):
             continue
-        for some in own.split(size):
+        base = base_of(ensemble)
+        copies = 4 + 2 * (base.num_blocks if isinstance(base, Block) else 0)
+        for some in own.split(max(1, COMPONENT_ENTRIES // (copies * N**2 + 512 * N))):  # in memory at a time
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)
             if chains is not None:
                 for _ in range(chains.enough if sweeps is None else sweeps):
@@ -128,13 +136,8 @@ def _chains(
     draws: Tensor, evidence: Evidence, ensemble: Ensemble, gain: float | None, source: torch.Generator | None
 ) -> GibbsChains | None:
     base, N = base_of(ensemble), draws.shape[-1]
-    if not isinstance(base, FixedGain):
-        return None
-    try:
-        gains = _range(ensemble, base, N, gain)
-    except ValueError:  # there are fewer neurons than the ensemble needs
-        return None
-    if gains is None:
+    needed = base.num_blocks if isinstance(base, Block) else 2 if isinstance(base, Dale) else 1
+    if not isinstance(base, FixedGain) or needed > N or (gains := _range(ensemble, base, N, gain)) is None:
         return None
     squares, log_chances = uniform_gains(*torch.tensor(gains, dtype=torch.float64))
     grid = squares.sqrt(), log_chances.exp()
@@ -151,8 +154,8 @@ def _chains(
 
 def _range(ensemble: Ensemble, base: FixedGain, N: int, gain: float | None) -> tuple[float, float] | None:
     """Lowest and highest gain; None where weights of the ensemble cannot have the root mean square that is told."""
-    one, two = (N * replace(base, gain=g).variance(N) for g in (1.0, 2.0))
     if gain is None:
         return base.gain, ensemble.gain_high if isinstance(ensemble, GainMixture) else base.gain
+    one, two = (N * replace(base, gain=g).variance(N) for g in (1.0, 2.0))
     square = 1 + 3 * (gain**2 - one) / (two - one)  # N E W² = a + b g²
     return (math.sqrt(square),) * 2 if square > 0 else None

@@ -79,7 +79,7 @@ def prior_denoiser(
 
     Where weights are told to obey Dale's law, or to be sparse, it is the best denoiser, in closed form, and where they
     are told to be low-rank and that is allowed, a Gibbs sampler's. Else it is what `conditioned_denoiser` answers. (Of
-    50 neurons under Dale's law the network of `base` is short of ⟨W_s, W⟩ by 1 to 2.5 % of |W|² at s = 1 and 2, and
+    50 neurons under Dale's law the network of `base` was short of ⟨W_s, W⟩ by 1 to 2.5 % of |W|² at s = 1 and 2, and
     draws that were refined with it came out 1.4 % too small.)
 
     Args:

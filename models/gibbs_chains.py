@@ -28,8 +28,7 @@ class GibbsChains(ABC):
         source: generator.
 
     Attributes:
-        enough: sweeps after which what is drawn anew depends little on where it was: few where the gain is drawn with
-            W summed over.
+        enough: sweeps after which what an error of the gain was is gone: one where it is drawn with W summed over.
     """
 
     enough = 16

@@ -111,7 +111,7 @@ class InferenceConfig:
             if self.method != "cfg" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for method 'cfg'; got it with {self.method!r}.")
         if not self.closing and not self.trained:
-            raise ValueError(f"closing is for method 'cfg', or refined draws; got it with {self.method!r}.")
+            raise ValueError(f"closing is for method 'cfg', or draws refined by 'gibbs'; got it with {self.method!r}.")
         for name in ("checkpoint", "family"):
             if not self.trained and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for method 'cfg', or refined draws; got it with {self.method!r}.")

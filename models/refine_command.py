@@ -56,7 +56,7 @@ def add_arguments(parser: OptionParser) -> None:
         "--closing",
         action=BooleanOptionalAction,
         help="of gibbs: close draws by sweeps of Gibbs sampling given the structure that was found (default: as the "
-        "file's were)",
+        "file says, else yes)",
     )
     parser.add_argument(
         "--likelihood",
@@ -99,6 +99,8 @@ def run(options: Namespace) -> int:
         )
     given = {name: getattr(options, name) for name in ("checkpoint", "family") if getattr(options, name) is not None}
     if options.closing is not None:
+        if options.closing and options.method != "gibbs":
+            raise ValueError(f"draws refined by {options.method!r} are not closed; leave --closing out, or take gibbs.")
         settings["closing"] = options.closing
     # Where another posterior refines than the draws are of, nothing says that they are nearly right.
     known = {"checkpoint": settings.get("checkpoint") or "base", "family": settings.get("family")}

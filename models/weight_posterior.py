@@ -170,7 +170,10 @@ class WeightPosterior:
 
     @property
     def mean(self) -> Float[Tensor, "*recording post pre"]:
-        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ and τ where not known."""
+        """Posterior mean of the weights, by the denoiser at σ_max; for the most probable σ and τ where not known.
+
+        It is what the network says, as densities are; draws are closed by Gibbs sampling (`sample`).
+        """
         found = self._at_most_noise(lambda denoise, x, s: denoise(x, s))
         return self._shaped(found.mean(0, keepdim=True), ())
 

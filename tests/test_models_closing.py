@@ -9,6 +9,7 @@ import torch
 from problems import D, normal
 from scipy.stats import chisquare, kstest, truncnorm
 
+from neurosde.cli import main
 from neurosde.datasets.ensembles import Block, Dale, make_ensemble
 from neurosde.likelihood import transition_statistics
 from neurosde.models import CFGPosterior, Evidence, InferenceConfig, load_prior
@@ -17,6 +18,7 @@ from neurosde.models.closing import closed
 from neurosde.models.exact_posterior import gain_nodes
 from neurosde.models.gibbs_clusters import ClusterChains
 from neurosde.models.gibbs_dale import DaleChains, normal_above
+from neurosde.models.posterior_file import config_of, open_posterior
 from neurosde.solve import simulate_rate_network
 
 FAMILIES = ("gaussian", "dale", "sparse", "low-rank", "block")
@@ -248,8 +250,8 @@ def test_a_gain_that_is_told_is_that_of_the_draws():
         assert abs(gain.mean() - 1.3) < 5 * gain.std() / math.sqrt(40) and gain.std() < 0.15, family
 
 
-def recorded_network(family, N):
-    W = make_ensemble(family, gain=1.0).sample_weights(1, N, torch.Generator().manual_seed(1))[0]
+def recorded_network(family, N, seed=1):
+    W = make_ensemble(family, gain=1.0).sample_weights(1, N, torch.Generator().manual_seed(seed))[0]
     g = torch.Generator().manual_seed(0)
     h0 = torch.randn(2, N, generator=g, dtype=D)
     _, h = simulate_rate_network(W, h0, 800, 0.1, 1.0, noise_std=0.3, generator=g, return_h=True)
@@ -309,3 +311,36 @@ def test_without_trained_draws_there_is_nothing_to_close():
     with pytest.raises(ValueError, match="closing is for method 'cfg'"):
         InferenceConfig(closing=False)
     assert not InferenceConfig(closing=False, refine="gibbs").closing
+
+
+def test_commands_close_draws_unless_told_otherwise(posteriors, tmp_path):
+    def run(*words):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.nc"
+        assert main([*map(str, words), "--out", str(out)]) == 0
+        with open_posterior(out) as tree:
+            return out, config_of(tree)["closing"], tree["posterior"]["weights"].to_numpy()
+
+    infer = ("infer", posteriors["cube"], "--network", 1, "--draws", 4, "--predictive-draws", 0, "--method", "cfg")
+    first, yes, closed_draws = run(*infer, "--steps", 6)
+    plain, no, plain_draws = run(*infer, "--steps", 6, "--no-closing")
+    assert yes and not no and not np.array_equal(closed_draws, plain_draws)
+    found = [run("refine", plain, "--sweeps", 8, *words) for words in ((), ("--no-closing",), ("--closing",))]
+    assert [one for _, one, _ in found] == [False, False, True]
+    assert np.array_equal(found[0][2], found[1][2]) and not np.array_equal(found[0][2], found[2][2])
+
+
+def test_several_recordings_of_unknown_noise_are_closed_each_by_its_own(base):
+    """Signs of columns tell whose draws they are, and each draw has its own σ."""
+    recordings = [recorded_network("dale", 12, seed) for seed in (1, 2)]
+    given = base.condition(recordings, family="dale")
+    plain, mended = (given.sample((5,), steps=12, closing=one, generator=0) for one in (False, True))
+    assert mended.shape == (5, 2, 12, 12) and torch.equal(plain.sum(-2) < 0, mended.sum(-2) < 0)
+    alone = [base.condition(one, family="dale") for one in recordings]
+    misfit = torch.empty(2, 2)
+    for j, one in enumerate(alone):
+        evidence = one._drawn(5, None, None).expand((5, 1)).flat()
+        precision, linear = evidence.along_neurons()
+        for k in range(2):
+            W = mended[:, k]
+            misfit[k, j] = (0.5 * ((W @ precision) * W).sum((1, 2)) - (linear * W).sum((1, 2))).mean()
+    assert (misfit.diagonal() < misfit.flip(1).diagonal()).all()

@@ -235,6 +235,10 @@ def test_what_the_command_cannot_do_ends_in_one_line_and_nothing_is_replaced(pos
             "by 'gibbs'; got 8 with 'dps'. Leave sweeps",
         ),
         (["refine", few, "--likelihood", "rollout", "--out", out], "by 'pigdm' or 'dps'; got it with 'gibbs'. Leave"),
+        (
+            ["refine", few, "--method", "mmps", "--closing", "--out", out],
+            "by 'mmps' are not closed; leave --closing out",
+        ),
         (["refine", __file__, "--out", out], "is not a posterior of neurosde infer, which is a netCDF file, NAME.nc"),
         (["refine", str(tmp_path), "--out", out], "is a folder; name a file in it"),
         (["refine", few, "--out", few], "is what is read, and would be replaced; choose another --out"),

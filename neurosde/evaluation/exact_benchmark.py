@@ -11,7 +11,9 @@ the one gain). Methods of sbi are trained on `simulations` recordings of the ens
 - log score: log density of the truth, per weight, at a resolution of 0.05 s₀ (so that sparse weights have one), where a
   method has a density.
 
-The first row of each cell is a second run of the exact posterior: what the number of draws alone allows.
+The first row of each cell is a second run of the exact posterior: what the number of draws alone allows. Draws of the
+trained posterior are the network's: closed by Gibbs sampling (`neurosde.models.closing`) they would be compared with
+draws of the same sampler.
 
 Results are written after every row, and a command that is given again goes on after the rows that are there.
 """
@@ -236,7 +238,7 @@ def _found(method: str, posterior: CFGPosterior, name: str, cell: _Cell, c: Exac
     if method == "cfg":
         given = posterior.condition(cell.statistics, **_told(posterior, name, cell.ensemble, N, c))
         source = torch.Generator(posterior.device).manual_seed(c.seed)
-        draws = given.sample((c.draws,), steps=c.steps, generator=source).cpu()
+        draws = given.sample((c.draws,), steps=c.steps, closing=False, generator=source).cpu()
         score = given.log_prob(cell.blurred.to(posterior.device), resolution=RESOLUTION, generator=c.seed).cpu()
         return _Found(given.mean.cpu(), draws, score)
     if method == "ridge":

@@ -96,6 +96,7 @@ class RefinedCalibration:
     steps: int | None = field(
         default=None, metadata={"help": f"noise levels of the sampler (default {STEPS}, more of many neurons)"}
     )
+    closing: bool = field(default=True, metadata={"help": "close draws by sweeps of Gibbs sampling, as by default"})
     seed: int = field(default=0, metadata={"help": "seed; networks of training have others"})
 
     def __post_init__(self) -> None:
@@ -212,9 +213,9 @@ def _refined(
     given = posterior.condition(statistics, noise_std=c.noise_std, family=name)
     source = torch.Generator(posterior.device).manual_seed(seed)
     began = time.perf_counter()
-    draws = given.sample((c.draws,), steps=c.steps, generator=source)
+    draws = given.sample((c.draws,), steps=c.steps, closing=c.closing, generator=source)
     before, drawn = draws.cpu(), time.perf_counter()
-    refined = given.refine(draws, sweeps=c.sweeps, rho=c.rho, generator=source).draws.cpu()
+    refined = given.refine(draws, sweeps=c.sweeps, rho=c.rho, closing=c.closing, generator=source).draws.cpu()
     return [(before, drawn - began), (refined, time.perf_counter() - drawn)]
 
 
@@ -241,8 +242,8 @@ def _refined_alone(
         gaussian.append(GaussianPosterior.from_statistics(one, c.noise_std, variance).sample((c.draws,), seed + k))
     draws = torch.stack(gaussian, 1)
     drawn, source = time.perf_counter(), torch.Generator(posterior.device).manual_seed(seed)
-    refined = given.refine(draws.to(posterior.device), prior=prior, sweeps=c.alone, generator=source).draws.cpu()
-    return [(draws, drawn - began), (refined, time.perf_counter() - drawn)]
+    found = given.refine(draws.to(posterior.device), prior=prior, sweeps=c.alone, closing=c.closing, generator=source)
+    return [(draws, drawn - began), (found.draws.cpu(), time.perf_counter() - drawn)]
 
 
 def held_out_score(draws: Tensor, truth: Tensor, voltage: Tensor, dt: float, scale: float) -> float:
