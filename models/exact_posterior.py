@@ -16,9 +16,10 @@ Sparse, W_ij ~ (1 − d) δ₀ + d N(0, v), v = g²/(N d): given the rest of its
 
     d/(1 − d) · (1 + v Λ_jj)^(−½) · exp(½ r² ς),    ς = 1/(Λ_jj + 1/v),    r = B_ij − Σ_{k≠j} W_ik Λ_kj,
 
-and if so W_ij ~ N(ς r, ς). One presynaptic neuron is visited after the other, all rows at once. Where activity leaves
-directions of W almost open such chains cross between supports rarely. Up to 10 neurons all 2^N supports of a row are
-therefore summed over instead, for each gain, and the draws are independent.
+and if so W_ij ~ N(ς r, ς). One presynaptic neuron is visited after the other, all rows at once; the gain is drawn given
+the weights, and together with them (`neurosde.models.gibbs_chains`). Where activity leaves directions of W almost open
+such chains cross between supports rarely. Up to 10 neurons all 2^N supports of a row are therefore summed over instead,
+for each gain, and the draws are independent.
 
 References:
     Variable selection via Gibbs sampling (George, McCulloch, 1993), https://doi.org/10.1080/01621459.1993.10476353
@@ -40,7 +41,7 @@ from tqdm import tqdm
 from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse, base_of
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
-from neurosde.models.gibbs_chains import GridChains, LowRankChains, SparseChains
+from neurosde.models.gibbs_chains import GibbsChains, LowRankChains, SparseChains
 from neurosde.validation import check_count
 
 POINTS = 128  # of the quadrature over an unknown gain
@@ -152,7 +153,7 @@ def _base(ensemble: Ensemble) -> FixedGain:
     return base
 
 
-def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> GridChains:
+def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> GibbsChains:
     base, nodes, each = _base(ensemble), gain_nodes(ensemble), evidence[index]
     if isinstance(base, Sparse):
         if evidence.cross.shape[-1] <= ENUMERATED:
@@ -165,7 +166,7 @@ def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch
     raise ValueError(f"the exact posterior is known of gaussian, sparse and low-rank weights; got {ensemble.name!r}.")
 
 
-class _EnumeratedSparse(GridChains):
+class _EnumeratedSparse(GibbsChains):
     """Independent draws: of the gain, of each row's support given it, and of the row given both."""
 
     def __init__(

@@ -21,9 +21,11 @@ _ROUNDS = 10  # in which factors are drawn given weights
 
 
 class GibbsChains(ABC):
-    """Chains side by side, one for each row of the evidence.
+    """Chains side by side, one for each row of the evidence, whose gain is one of a grid.
 
     Args:
+        gains: of the grid, shape (component,).
+        chances: their probabilities, up to a factor, shape (component,).
         evidence: of the recording of each chain, in units of W, shapes (chain, …).
         source: generator.
 
@@ -33,8 +35,12 @@ class GibbsChains(ABC):
 
     enough = 16
 
-    def __init__(self, evidence: Evidence, source: torch.Generator | None) -> None:
+    def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator | None) -> None:
+        device = evidence.cross.device
         self.evidence, self.source = evidence, source
+        self.gains, self.log_chances = gains.to(device), chances.log().to(device)
+        # Beginning anywhere in the range: chains that have not mixed differ.
+        self.component = torch.randint(len(gains), (len(evidence.cross),), generator=source, device=device)
 
     @property
     def cross(self) -> Tensor:
@@ -50,23 +56,6 @@ class GibbsChains(ABC):
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
-
-
-class GridChains(GibbsChains):
-    """Chains whose gain is one of a grid.
-
-    Args:
-        gains: of the grid, shape (component,).
-        chances: their probabilities, up to a factor, shape (component,).
-        evidence, source: as of `GibbsChains`.
-    """
-
-    def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator | None) -> None:
-        super().__init__(evidence, source)
-        device = evidence.cross.device
-        self.gains, self.log_chances = gains.to(device), chances.log().to(device)
-        # Beginning anywhere in the range: chains that have not mixed differ.
-        self.component = torch.randint(len(gains), (len(evidence.cross),), generator=source, device=device)
 
     def _draw_gain(self, log_likelihood: Tensor) -> None:
         """Draw the component of the gain, given log p(rest | gain) (chain, component)."""
@@ -98,17 +87,17 @@ class GridChains(GibbsChains):
         a, b = ((W @ precision) * W).sum((-1, -2)), (linear * W).sum((-1, -2))
         before = self.gains[self.component].unsqueeze(-1)
         c = self.gains / before
-        self._draw_gain(b.unsqueeze(-1) * (c - 1) - 0.5 * a.unsqueeze(-1) * (c.square() - 1))
+        self._draw_gain((c - 1) * (b.unsqueeze(-1) - a.unsqueeze(-1) * (c + 1) / 2))
         return W * (self.gains[self.component].unsqueeze(-1) / before).unsqueeze(-1)
 
 
-class LowRankChains(GridChains):
+class LowRankChains(GibbsChains):
     """Low-rank weights, and Gaussian ones, which are of rank 0 and whose draws are independent.
 
     Args:
         strength: of the structure.
         rank: of the structure.
-        gains, chances, evidence, source: as of `GridChains`.
+        gains, chances, evidence, source: as of `GibbsChains`.
         weights: W to begin at, shape (chain, post, pre).
     """
 
@@ -179,12 +168,12 @@ class LowRankChains(GridChains):
         return torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
 
 
-class SparseChains(GridChains):
+class SparseChains(GibbsChains):
     """Sparse weights: one presynaptic neuron after the other, all rows at once.
 
     Args:
         density: probability of a connection.
-        gains, chances, evidence, source: as of `GridChains`.
+        gains, chances, evidence, source: as of `GibbsChains`.
         weights: W to begin at, shape (chain, post, pre), with zeros where there is no connection.
     """
 

@@ -30,17 +30,17 @@ from neurosde.datasets.ensembles import Block
 from neurosde.models.analytic import COMPONENT_ENTRIES, relative_covariance
 from neurosde.models.edm import Evidence
 from neurosde.models.eigen import eigh_of_many
-from neurosde.models.gibbs_chains import GridChains
+from neurosde.models.gibbs_chains import GibbsChains
 
 _ROUNDS = 8  # in which labels are drawn given weights
 
 
-class ClusterChains(GridChains):
+class ClusterChains(GibbsChains):
     """Weights in clusters.
 
     Args:
         ensemble: the law of the weights; its own gain plays no part.
-        gains, chances, evidence, source: as of `GridChains`.
+        gains, chances, evidence, source: as of `GibbsChains`.
         weights: W to begin at, shape (chain, post, pre); without them labels are any.
     """
 

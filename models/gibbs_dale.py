@@ -3,8 +3,8 @@
 With W_ij = g s_j |z_ij| rows are independent given the gain, each a normal posterior that is cut off where signs are
 wrong. One presynaptic neuron is visited after the other, all rows at once: given the rest of its row, with
 r = B_ij − Σ_{k≠j} W_ik Λ_kj and ς = 1/(Λ_jj + 1/(g s_j)²), W_ij ~ N(ς r, ς), of the sign of s_j. The gain is drawn
-given the weights, and together with them (`GridChains._move_together`): log gains of 50 neurons, two trials of T = 100,
-are correlated with those four sweeps before by 0.35, and by 0.73 without the latter.
+given the weights, and together with them (`neurosde.models.gibbs_chains`): log gains of 50 neurons, two trials of
+T = 100, are correlated with those four sweeps before by 0.35, and by 0.73 without the latter.
 
 References:
     Simulation of truncated normal variables (Robert, 1995), https://doi.org/10.1007/BF00143942
@@ -21,20 +21,20 @@ from torch import Tensor
 
 from neurosde.datasets.ensembles import Dale
 from neurosde.models.edm import Evidence
-from neurosde.models.gibbs_chains import GridChains
+from neurosde.models.gibbs_chains import GibbsChains
 
-_TAIL = -5.0  # standard deviations below which log Φ is inverted by Newton's method
+_TAIL = 5.0  # bounds beyond which log Φ is inverted by Newton's method
 _NEWTON = 4
 
 
-class DaleChains(GridChains):
+class DaleChains(GibbsChains):
     """Weights of one sign per column.
 
     Signs are those of the columns' sums to begin with, and stay; entries of the other sign take that of their column.
 
     Args:
         ensemble: the law of the weights; its own gain plays no part.
-        gains, chances, evidence, source: as of `GridChains`.
+        gains, chances, evidence, source: as of `GibbsChains`.
         weights: W to begin at, shape (chain, post, pre).
     """
 
@@ -94,4 +94,4 @@ def normal_above(least: Tensor, uniform: Tensor) -> Tensor:
     for _ in range(_NEWTON):  # log Φ is next to quadratic there
         ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(far / math.sqrt(2))  # Φ(−t)/φ(t)
         far = far + (torch.special.log_ndtr(-far) - log_p) * ratio
-    return torch.where(least > -_TAIL, far, near).maximum(least)
+    return torch.where(least > _TAIL, far, near).maximum(least)
