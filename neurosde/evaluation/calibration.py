@@ -82,6 +82,9 @@ def in_any_order(draws: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.nd
         draws: posterior draws (draw, network, post, pre).
         truth: W (network, post, pre).
         seed: of the orders.
+
+    Returns:
+        Draws and truth, of the same shapes.
     """
     count, N = truth.shape[:2]
     order = np.random.default_rng(seed).permuted(np.tile(np.arange(N), (count, 1)), axis=1)
