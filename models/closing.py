@@ -128,7 +128,7 @@ def closed(
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)
             if chains is not None:
                 for _ in range(chains.enough if sweeps is None else sweeps):
-                    found[some] = chains.sweep()[0]
+                    found[some] = chains.sweep()
     return found
 
 

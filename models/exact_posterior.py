@@ -114,9 +114,9 @@ def exact_posterior(
     mean = torch.zeros_like(gibbs.cross)
     kept_sweeps = draws // chains * thin
     for sweep in tqdm(range(burn_in + kept_sweeps), unit="sweep", disable=None if progress else True):
-        W, conditional_mean = gibbs.sweep()
+        W = gibbs.sweep()
         if sweep >= burn_in:
-            mean += conditional_mean / kept_sweeps
+            mean += gibbs.mean / kept_sweeps
             if (sweep - burn_in) % thin == thin - 1:
                 kept.append(W.clone())
                 gains.append(gibbs.gains[gibbs.component])
@@ -194,7 +194,7 @@ class _EnumeratedSparse(GibbsChains):
             of_gain.append((self.log_chances + log_rows.logsumexp(1).sum(-1)).softmax(-1))
             shares.append(log_rows.softmax(1))
             means.append(torch.einsum("c,csr,csrj->rj", of_gain[-1], shares[-1], torch.stack(mean)))
-        self.of_gain, self.shares, self.mean = torch.stack(of_gain), torch.stack(shares), torch.stack(means)
+        self.of_gain, self.shares, self.mean = torch.stack(of_gain), torch.stack(shares), torch.stack(means)[index]
 
     def _of_gain(self, precision: Tensor, linear: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Log evidence of each support (support, row), and the means (support, row, pre)."""
@@ -210,7 +210,8 @@ class _EnumeratedSparse(GibbsChains):
         eye = torch.eye(support.shape[-1], dtype=torch.float64, device=support.device)
         return torch.linalg.cholesky(on * precision + eye / v), linear * support.unsqueeze(-2)
 
-    def sweep(self) -> tuple[Tensor, Tensor]:
+    def sweep(self) -> Tensor:
+        """Draw gains, supports given them, then W given both."""
         k, N = self.index, self.linear.shape[-1]
         self.component = torch.multinomial(self.of_gain[k], 1, generator=self.source).squeeze(-1)
         shares = self.shares[k, self.component].mT.reshape(len(k) * N, -1)  # (chain and row, support)
@@ -219,4 +220,4 @@ class _EnumeratedSparse(GibbsChains):
         L, pulled = self._factored(self.precision[k].unsqueeze(1), self.linear[k].unsqueeze(-2), v, support)
         half = torch.linalg.solve_triangular(L, pulled.mT, upper=False) + self._normal(len(k), N, N, 1)
         W = torch.linalg.solve_triangular(L.mT, half, upper=True).squeeze(-1)
-        return W * support, self.mean[k]
+        return W * support

@@ -31,9 +31,11 @@ class GibbsChains(ABC):
 
     Attributes:
         enough: sweeps after which what an error of the gain was is gone: one where it is drawn with W summed over.
+        mean: of chains that `exact_posterior` takes, the mean of W given what else the last sweep drew.
     """
 
     enough = 16
+    mean: Tensor
 
     def __init__(self, gains: Tensor, chances: Tensor, evidence: Evidence, source: torch.Generator | None) -> None:
         device = evidence.cross.device
@@ -48,8 +50,8 @@ class GibbsChains(ABC):
         return self.evidence.cross
 
     @abstractmethod
-    def sweep(self) -> tuple[Tensor, Tensor]:
-        """Draw all once more: W (chain, post, pre), and its mean given what else was drawn."""
+    def sweep(self) -> Tensor:
+        """Draw all once more, and return W (chain, post, pre)."""
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.source, dtype=torch.float64, device=self.cross.device)
@@ -123,7 +125,7 @@ class LowRankChains(GibbsChains):
         if weights is not None and self.c:
             self._begin_at(weights if evidence.vectors is None else weights @ evidence.vectors)
 
-    def sweep(self) -> tuple[Tensor, Tensor]:
+    def sweep(self) -> Tensor:
         """Draw gains and factors with W summed over, then W given them."""
         precision = self.evidence.eigenvalues
         structure = self.c * self.m @ self.n.mT
@@ -142,7 +144,8 @@ class LowRankChains(GibbsChains):
         mean = (self.cross + structure / v[:, None, None]) * variance.unsqueeze(-2)
         W = mean + variance.sqrt().unsqueeze(-2) * self._normal(*mean.shape)
         vectors = self.evidence.vectors
-        return (W, mean) if vectors is None else (W @ vectors.mT, mean @ vectors.mT)
+        self.mean = mean if vectors is None else mean @ vectors.mT
+        return W if vectors is None else W @ vectors.mT
 
     def _begin_at(self, W: Tensor) -> None:
         """Draw factors given weights along the directions: from their largest singular values on."""
@@ -198,7 +201,7 @@ class SparseChains(GibbsChains):
             self.W = weights.clone()
             self._draw_gain_given()
 
-    def sweep(self) -> tuple[Tensor, Tensor]:
+    def sweep(self) -> Tensor:
         """Draw gains with all weights, weights one by one, then gains given them."""
         self.W = self._move_together(self.W, self.precision, self.linear)
         self.residual = self.linear - self.W @ self.precision  # so that rounding does not add up
@@ -217,7 +220,8 @@ class SparseChains(GibbsChains):
             self.residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
             self.W[..., j] = drawn
         self._draw_gain_given()
-        return self.W, mean
+        self.mean = mean
+        return self.W
 
     def _draw_gain_given(self) -> None:
         at_one = self.variances[0] / self.gains[0].square()

@@ -41,7 +41,7 @@ class ClusterChains(GibbsChains):
     Args:
         ensemble: the law of the weights; its own gain plays no part.
         gains, chances, evidence, source: as of `GibbsChains`.
-        weights: W to begin at, shape (chain, post, pre); without them labels are any.
+        weights: W to begin at, shape (chain, post, pre).
     """
 
     enough = 1
@@ -53,11 +53,10 @@ class ClusterChains(GibbsChains):
         chances: Tensor,
         evidence: Evidence,
         source: torch.Generator | None,
-        weights: Tensor | None = None,
+        weights: Tensor,
     ) -> None:
         super().__init__(gains, chances, evidence, source)
-        chains, N = self.cross.shape[:2]
-        profile, labels = ensemble.profile(N)
+        profile, labels = ensemble.profile(weights.shape[-1])
         self.within, self.between = float(profile.amax()), float(profile.amin())
         if ensemble.contrast < 1:
             self.within, self.between = self.between, self.within
@@ -66,20 +65,15 @@ class ClusterChains(GibbsChains):
         self.sizes = torch.bincount(labels.long(), minlength=ensemble.num_blocks).tolist()
         self.precision, self.linear = evidence.along_neurons()
         self.W = weights
-        if weights is None:
-            order = self._uniform(chains, N).argsort(-1)
-            self.labels = labels.to(order).expand(chains, N).gather(1, order)
-            return
         mean_square = profile.square().mean().to(weights)
         gain = (weights.square().mean((-1, -2)) / mean_square).sqrt().clamp(min=float(self.gains.amin()))
         self.labels = _first_labels(self._scores(weights, gain), self.sizes)
         for _ in range(_ROUNDS):
             self._draw_labels(weights)
 
-    def sweep(self) -> tuple[Tensor, Tensor]:
+    def sweep(self) -> Tensor:
         """Draw labels given weights, then gains and weights given labels."""
-        if self.W is not None:
-            self._draw_labels(self.W)
+        self._draw_labels(self.W)
         clusters = torch.arange(len(self.sizes), device=self.labels.device)
         of_cluster = self._spread(self.labels.unsqueeze(1) == clusters.unsqueeze(-1))  # (chain, cluster, pre)
         scaled = of_cluster.unsqueeze(-1) * self.precision.unsqueeze(1) * of_cluster.unsqueeze(-2)
@@ -93,15 +87,14 @@ class ClusterChains(GibbsChains):
         power = torch.stack([mean.square().sum(-2) for mean in means], 1)
         self._draw_gain(self._log_likelihood(power, C))
         share, _ = relative_covariance(power, C, self.gains[self.component].square()[None, :, None], 0.0)
-        W, conditional_mean = torch.empty_like(self.linear), torch.empty_like(self.linear)
+        W = torch.empty_like(self.linear)
         for k, own in enumerate(rows):
             mean = means[k] * share[0, :, k].unsqueeze(-2)
             drawn = mean + (share[0, :, k] * C[:, k]).sqrt().unsqueeze(-2) * self._normal(*mean.shape)
-            index = own.unsqueeze(-1).expand_as(mean)
-            for found, one in ((W, drawn), (conditional_mean, mean)):
-                found.scatter_(1, index, (one @ vectors[:, k].mT) * of_cluster[:, k].unsqueeze(-2))
+            back = (drawn @ vectors[:, k].mT) * of_cluster[:, k].unsqueeze(-2)
+            W.scatter_(1, own.unsqueeze(-1).expand_as(back), back)
         self.W = W
-        return W, conditional_mean
+        return W
 
     def _log_likelihood(self, power: Tensor, C: Tensor) -> Tensor:
         """Log-likelihood of each gain, (chain, component), up to a constant."""

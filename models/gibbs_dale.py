@@ -54,14 +54,10 @@ class DaleChains(GibbsChains):
         self.W = weights.abs() * self.scales.sign().unsqueeze(-2)
         self._draw_gain_given()
 
-    def sweep(self) -> tuple[Tensor, Tensor]:
-        """Draw gains with all weights, weights one by one, then gains given them.
-
-        Means are those of entries given the rest of their rows.
-        """
+    def sweep(self) -> Tensor:
+        """Draw gains with all weights, weights one by one, then gains given them."""
         self.W = self._move_together(self.W, self.precision, self.linear)
         sign, variance = self.scales.sign(), (self.gains[self.component].unsqueeze(-1) * self.scales).square()
-        mean = torch.empty_like(self.W)
         N = self.W.shape[-1]
         uniform = self._uniform(N, *self.W.shape[:2])
         residual = self.linear - self.W @ self.precision
@@ -70,11 +66,10 @@ class DaleChains(GibbsChains):
             sd = (own + 1 / variance[:, j].unsqueeze(-1)).rsqrt()
             centre = s * sd * (residual[..., j] + self.W[..., j] * own)
             drawn = s * sd * (centre + normal_above(-centre, uniform[j]))
-            mean[..., j] = s * sd * (centre + math.sqrt(2 / math.pi) / torch.special.erfcx(-centre / math.sqrt(2)))
             residual -= (drawn - self.W[..., j]).unsqueeze(-1) * self.precision[:, j].unsqueeze(-2)
             self.W[..., j] = drawn
         self._draw_gain_given()
-        return self.W, mean
+        return self.W
 
     def _draw_gain_given(self) -> None:
         square = (self.W / self.scales.unsqueeze(-2)).square().sum((-1, -2))
@@ -88,10 +83,13 @@ def normal_above(least: Tensor, uniform: Tensor) -> Tensor:
         least: the bounds.
         uniform: numbers between 0 and 1, of the same shape.
     """
-    log_p = torch.special.log_ndtr(-least) + uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()
-    near = -torch.special.ndtri(log_p.clamp(min=-700.0).exp())
-    far = (least.clamp(min=0).square() - 2 * uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()).sqrt()
+    log_u = uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()
+    log_p = torch.special.log_ndtr(-least) + log_u
+    found = -torch.special.ndtri(log_p.clamp(min=-700.0).exp())
+    far = least > _TAIL
+    t = (least[far].square() - 2 * log_u[far]).sqrt()
     for _ in range(_NEWTON):  # log Φ is next to quadratic there
-        ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(far / math.sqrt(2))  # Φ(−t)/φ(t)
-        far = far + (torch.special.log_ndtr(-far) - log_p) * ratio
-    return torch.where(least > _TAIL, far, near).maximum(least)
+        ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(t / math.sqrt(2))  # Φ(−t)/φ(t)
+        t = t + (torch.special.log_ndtr(-t) - log_p[far]) * ratio
+    found[far] = t
+    return found.maximum(least)

@@ -114,10 +114,12 @@ def test_clusters_by_enumeration(N, clusters):
     pair = tuple(torch.triu_indices(N, N, 1))
     assert ((paired[pair] > 0.03) & (paired[pair] < 0.97)).any()  # something is open
     chains = 500
-    some = ClusterChains(ensemble, gains, chances, evidence.expand((chains,)), torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(0)
+    anywhere = ensemble.sample_weights(chains, N, g)
+    some = ClusterChains(ensemble, gains, chances, evidence.expand((chains,)), g, anywhere)
     drawn, labels = [], []
     for sweep in range(100):
-        drawn.append(some.sweep()[0])
+        drawn.append(some.sweep())
         labels.append(together(some.labels).double())
         if sweep < 20:
             drawn.clear(), labels.clear()
@@ -184,7 +186,7 @@ def test_signed_weights_by_importance():
     some = DaleChains(ensemble, squares.sqrt(), log_chances.exp(), evidence, g, begin)
     drawn = []
     for _ in range(sweeps):
-        W, _ = some.sweep()
+        W = some.sweep()
         drawn.append(torch.cat([W.flatten(1), some.gains[some.component, None]], 1))
     drawn = torch.stack(drawn)[10:]
     for power in (1, 2):
