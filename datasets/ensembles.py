@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -54,6 +54,11 @@ class Ensemble(ABC):
     @abstractmethod
     def name(self) -> str:
         """Name in configurations."""
+
+    @property
+    @abstractmethod
+    def gain_range(self) -> tuple[float, float]:
+        """Lowest and highest gain."""
 
     @abstractmethod
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
@@ -93,6 +98,11 @@ class FixedGain(Ensemble):
     def __post_init__(self) -> None:
         check_positive(self.gain, "gain")
 
+    @property
+    def gain_range(self) -> tuple[float, float]:
+        """The one gain, twice."""
+        return self.gain, self.gain
+
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw one N × N matrix."""
         return self.draw(N, self.gain, generator)
@@ -112,6 +122,20 @@ class FixedGain(Ensemble):
         """Draw a matrix of each of the gains, shape (gain, post, pre), and tell the law of their entries."""
         device = "cpu" if generator is None else generator.device
         return self._draw(gains.to(device)[:, None, None], check_count(N, "N"), generator)
+
+    def variance(self, N: int) -> float:
+        """Mean square of an entry of an N × N matrix, (a + b g²)/N, of the terms of `square_terms`."""
+        of_structure, of_gain = self.square_terms(N)
+        return (of_structure + of_gain * self.gain**2) / N
+
+    @abstractmethod
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """Return a and b of N E W² = a + b g², the same for all gains g."""
+
+    def rms_gain(self, N: int, gains: Tensor) -> Tensor:
+        """Root mean square gain √(N E W²) of the ensemble, given gains, of the same shape."""
+        of_structure, of_gain = self.square_terms(N)
+        return (of_structure + of_gain * gains.square()).sqrt()
 
     @abstractmethod
     def _draw(self, gains: Tensor, N: int, generator: torch.Generator | None) -> tuple[Tensor, EntryLaw]: ...
@@ -136,9 +160,9 @@ class Gaussian(FixedGain):
         scale = gains / math.sqrt(N)
         return scale * _normal(len(gains), N, N, generator=generator), EntryLaw.of(scale)
 
-    def variance(self, N: int) -> float:
-        """g²/N."""
-        return self.gain**2 / N
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """N E W² = g²."""
+        return 0.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -180,9 +204,9 @@ class Dale(FixedGain):
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
         return self.column_scales(N).sign().to(torch.int8), super()._labels(N)[1]
 
-    def variance(self, N: int) -> float:
-        """g² / (N (1 − 2/π)) on average over the columns."""
-        return float((self.gain * self.column_scales(N)).square().mean())
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """N E W² = g²/(1 − 2/π), on average over the columns."""
+        return 0.0, float(self.column_scales(N).square().sum())
 
 
 @dataclass(frozen=True)
@@ -204,9 +228,9 @@ class Sparse(FixedGain):
         weights = scale * exists * _normal(len(gains), N, N, generator=generator)
         return weights, EntryLaw.of(scale, density=self.density)
 
-    def variance(self, N: int) -> float:
-        """g²/N."""
-        return self.gain**2 / N
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """N E W² = g²."""
+        return 0.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -229,9 +253,9 @@ class LowRank(FixedGain):
         structure = self.strength / math.sqrt(self.rank * N) * m @ n.mT
         return background + structure, EntryLaw.of(scale, mean=structure)
 
-    def variance(self, N: int) -> float:
-        """(g² + s²)/N."""
-        return (self.gain**2 + self.strength**2) / N
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """N E W² = s² + g²."""
+        return self.strength**2, 1.0
 
 
 @dataclass(frozen=True)
@@ -270,10 +294,9 @@ class Block(FixedGain):
     def _labels(self, N: int) -> tuple[Tensor, Tensor]:
         return super()._labels(N)[0], self._profile(N)[2]
 
-    def variance(self, N: int) -> float:
-        """Mean of the entries' variances, g²/N where the clusters are of equal size."""
-        profile, radius, _ = self._profile(N)
-        return float((self.gain / radius * profile).square().mean())
+    def square_terms(self, N: int) -> tuple[float, float]:
+        """N E W² = g² where the clusters are of equal size."""
+        return 0.0, N * float(self.profile(N)[0].square().mean())
 
 
 @dataclass(frozen=True)
@@ -293,6 +316,11 @@ class GainMixture(Ensemble):
         """Name of the base ensemble."""
         return self.base.name
 
+    @property
+    def gain_range(self) -> tuple[float, float]:
+        """Lowest and highest gain."""
+        return self.base.gain, self.gain_high
+
     def sample(self, N: int, generator: torch.Generator | None = None) -> WeightDraw:
         """Draw a gain, then one N × N matrix."""
         return self.base.draw(N, float(self.sample_gains(1, generator)), generator)
@@ -310,10 +338,10 @@ class GainMixture(Ensemble):
         return self.base.gain + share * (self.gain_high - self.base.gain)
 
     def variance(self, N: int) -> float:
-        """Mean over the gains; Simpson's rule is exact since the variance is quadratic in the gain."""
-        points = (self.base.gain, (self.base.gain + self.gain_high) / 2, self.gain_high)
-        low, middle, high = (replace(self.base, gain=gain).variance(N) for gain in points)
-        return (low + 4 * middle + high) / 6
+        """Mean square of an entry, on average over the gains."""
+        of_structure, of_gain = self.base.square_terms(N)
+        low, high = self.gain_range
+        return (of_structure + of_gain * (low**2 + low * high + high**2) / 3) / N
 
 
 ENSEMBLES: dict[str, type[FixedGain]] = {kind.name: kind for kind in (Gaussian, Dale, Sparse, LowRank, Block)}
@@ -336,9 +364,12 @@ def make_ensemble(name: str, gain_high: float | None = None, **parameters: float
     return base if gain_high is None else GainMixture(base, gain_high)
 
 
-def base_of(ensemble: Ensemble) -> Ensemble:
+def base_of(ensemble: Ensemble) -> FixedGain:
     """Return the ensemble of one gain that a mixture of gains is of; of one that is no mixture, itself."""
-    return ensemble.base if isinstance(ensemble, GainMixture) else ensemble
+    if isinstance(ensemble, GainMixture):
+        return ensemble.base
+    assert isinstance(ensemble, FixedGain)
+    return ensemble
 
 
 def is_gaussian(ensemble: Ensemble) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from neurosde.datasets.ensembles import Dale, Ensemble, GainMixture, Gaussian, LowRank, Sparse, base_of, is_gaussian
+from neurosde.datasets.ensembles import Dale, Ensemble, Gaussian, LowRank, Sparse, base_of, is_gaussian
 from neurosde.models.analytic import (
     ScaleMixtureDenoiser,
     SpikeAndSlabMixtureDenoiser,
@@ -43,8 +43,7 @@ def best_denoiser(ensemble: Ensemble, gain_rms: float) -> Denoiser:
     if not isinstance(base, LowRank | Gaussian | Sparse | Dale):
         known = ", ".join(kind.name for kind in (*CLOSED, LowRank))
         raise ValueError(f"the best denoiser is known for the ensembles {known}; got {base.name}.")
-    low = base.gain / gain_rms
-    high = ensemble.gain_high / gain_rms if isinstance(ensemble, GainMixture) else low
+    low, high = (gain / gain_rms for gain in ensemble.gain_range)
     fixed = torch.tensor([low], dtype=torch.float64)
     if is_gaussian(base):
         variances, log_chances = uniform_gains(fixed[0], fixed.new_tensor(high))

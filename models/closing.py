@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,8 +28,6 @@ from neurosde.datasets.ensembles import (
     Block,
     Dale,
     Ensemble,
-    FixedGain,
-    GainMixture,
     Gaussian,
     LowRank,
     Sparse,
@@ -137,8 +134,14 @@ def _chains(
 ) -> GibbsChains | None:
     base, N = base_of(ensemble), draws.shape[-1]
     needed = base.num_blocks if isinstance(base, Block) else 2 if isinstance(base, Dale) else 1
-    if not isinstance(base, FixedGain) or needed > N or (gains := _range(ensemble, base, N, gain)) is None:
+    if needed > N:
         return None
+    gains = ensemble.gain_range
+    if gain is not None:
+        of_structure, of_gain = base.square_terms(N)
+        if gain**2 <= of_structure:
+            return None
+        gains = (math.sqrt((gain**2 - of_structure) / of_gain),) * 2
     squares, log_chances = uniform_gains(*torch.tensor(gains, dtype=torch.float64))
     grid = squares.sqrt(), log_chances.exp()
     if isinstance(base, Dale):
@@ -150,12 +153,3 @@ def _chains(
     if isinstance(base, LowRank):
         return LowRankChains(base.strength, base.rank, *grid, evidence, source, draws)
     return LowRankChains(0.0, 0, *grid, evidence, source) if isinstance(base, Gaussian) else None
-
-
-def _range(ensemble: Ensemble, base: FixedGain, N: int, gain: float | None) -> tuple[float, float] | None:
-    """Lowest and highest gain; None where weights of the ensemble cannot have the root mean square that is told."""
-    if gain is None:
-        return base.gain, ensemble.gain_high if isinstance(ensemble, GainMixture) else base.gain
-    one, two = (N * replace(base, gain=g).variance(N) for g in (1.0, 2.0))
-    square = 1 + 3 * (gain**2 - one) / (two - one)  # N E W² = a + b g²
-    return (math.sqrt(square),) * 2 if square > 0 else None

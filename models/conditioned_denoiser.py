@@ -13,7 +13,6 @@ from torch import Tensor
 from neurosde.datasets.ensembles import (
     Dale,
     Ensemble,
-    GainMixture,
     LowRank,
     Sparse,
     base_of,
@@ -116,10 +115,8 @@ def _spiked(kind: Ensemble, background: float | None) -> SpikedDenoiser:
     """The denoiser of low-rank weights W √N, of a known squared gain of the background or of all gains."""
     base = base_of(kind)
     assert isinstance(base, LowRank)
-    low, high = base.gain, kind.gain_high if isinstance(kind, GainMixture) else base.gain
-    if background is not None:
-        low = high = math.sqrt(background)
-    variances, log_chances = uniform_gains(*torch.tensor([low, high], dtype=torch.float64))
+    gains = kind.gain_range if background is None else (math.sqrt(background),) * 2
+    variances, log_chances = uniform_gains(*torch.tensor(gains, dtype=torch.float64))
     return SpikedDenoiser(variances, base.strength, base.rank, log_chances.exp(), chains=4, burn_in=5, sweeps=20)
 
 
@@ -130,5 +127,5 @@ def _trained_on(config: PosteriorConfig, family: str | None) -> list[dict[str, A
 
 def _one_range(kinds: list[dict[str, Any]]) -> tuple[Tensor | float, Tensor | float] | None:
     """Range of the gain of ensembles, if it is one range."""
-    ranges = {(kind["gain"], kind.get("gain_high", kind["gain"])) for kind in kinds}
+    ranges = {make_ensemble(**kind).gain_range for kind in kinds}
     return next(iter(ranges)) if len(ranges) == 1 else None

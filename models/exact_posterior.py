@@ -38,7 +38,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, Gaussian, LowRank, Sparse, base_of
+from neurosde.datasets.ensembles import Ensemble, Gaussian, LowRank, Sparse, base_of
 from neurosde.models.analytic import gain_quadrature
 from neurosde.models.edm import Evidence
 from neurosde.models.gibbs_chains import GibbsChains, LowRankChains, SparseChains
@@ -141,20 +141,14 @@ def exact_posterior(
 
 def gain_nodes(ensemble: Ensemble) -> tuple[Tensor, Tensor]:
     """Gains of an ensemble and their probabilities: the one it has, or a quadrature over its range."""
-    base = _base(ensemble)
-    if isinstance(ensemble, GainMixture) and ensemble.gain_high > base.gain:
-        return gain_quadrature(base.gain, ensemble.gain_high, POINTS)
-    return torch.tensor([base.gain], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-
-
-def _base(ensemble: Ensemble) -> FixedGain:
-    base = base_of(ensemble)
-    assert isinstance(base, FixedGain)
-    return base
+    low, high = ensemble.gain_range
+    if high > low:
+        return gain_quadrature(low, high, POINTS)
+    return torch.tensor([low], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
 
 
 def _chains(ensemble: Ensemble, evidence: Evidence, index: Tensor, source: torch.Generator) -> GibbsChains:
-    base, nodes, each = _base(ensemble), gain_nodes(ensemble), evidence[index]
+    base, nodes, each = base_of(ensemble), gain_nodes(ensemble), evidence[index]
     if isinstance(base, Sparse):
         if evidence.cross.shape[-1] <= ENUMERATED:
             return _EnumeratedSparse(base.density, *nodes, evidence, index, source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neurosde.brownian import BrownianPath
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture, base_of
+from neurosde.datasets.ensembles import Ensemble, base_of
 from neurosde.datasets.entry_law import EntryLaw
 from neurosde.datasets.loaders import CubeDataset
 from neurosde.models.edm import Evidence
@@ -120,7 +120,7 @@ class SimulatedRecordings(DrawnMatrices):
         xx, yx = simulated_sums(weights, number, lengths, dt, noise, current, generator)
         copies = len(lengths)
         evidence = Evidence.of(xx.flatten(0, 1), yx.flatten(0, 1))
-        of_each = torch.stack([_rms_gain(kind, N, networks.gain) for kind in self.ensembles])
+        of_each = torch.stack([base_of(kind).rms_gain(N, networks.gain) for kind in self.ensembles])
         gain = of_each.gather(0, (family - 1).unsqueeze(0))[0]
         law = EntryLaw.cat([networks.law] * copies)
         return Recordings(weights.repeat(copies, 1, 1), evidence, family.repeat(copies), gain.repeat(copies), law)
@@ -159,7 +159,7 @@ class CubeRecordings(CubeMatrices):
         W, precision, cross = (batch[name].to(generator.device).double() for name in ("weights", "precision", "cross"))
         k = int(batch["cube"])
         family = torch.full((len(W),), self._family[k], device=W.device)
-        gain = _rms_gain(self.ensembles[k], W.shape[-1], batch["gain"].to(W))
+        gain = base_of(self.ensembles[k]).rms_gain(W.shape[-1], batch["gain"].to(W))
         return _examples(Recordings(W, Evidence.of(precision, cross), family, gain), self.config, self.gains, generator)
 
 
@@ -253,27 +253,10 @@ def simulated_sums(
     return torch.stack([one[0] for one in found]), torch.stack([one[1] for one in found])
 
 
-def _lowest_and_highest(kind: Ensemble) -> tuple[float, float]:
-    """Range of an ensemble's gain."""
-    if isinstance(kind, GainMixture):
-        return kind.base.gain, kind.gain_high
-    assert isinstance(kind, FixedGain)
-    return kind.gain, kind.gain
-
-
 def _range_of_gains(ensembles: Sequence[Ensemble], sizes: Sequence[int]) -> tuple[float, float]:
     """Smallest and largest root mean square gain of ensembles, each at a number of neurons."""
     ends = [
-        _rms_gain(kind, N, torch.tensor(_lowest_and_highest(kind), dtype=torch.float64))
+        base_of(kind).rms_gain(N, torch.tensor(kind.gain_range, dtype=torch.float64))
         for kind, N in zip(ensembles, sizes, strict=True)
     ]
     return min(float(low) for low, _ in ends), max(float(high) for _, high in ends)
-
-
-def _rms_gain(kind: Ensemble, N: int, gains: Tensor) -> Tensor:
-    """Root mean square gain √(N E W²) = √(a + b g²) of an ensemble, given its gains g."""
-    base = base_of(kind)
-    assert isinstance(base, FixedGain)
-    one, two = (N * replace(base, gain=gain).variance(N) for gain in (1.0, 2.0))
-    b = (two - one) / 3
-    return (one - b + b * gains.square()).sqrt()

@@ -19,7 +19,7 @@ from neurosde.datasets.ensemble_options import (
     given_parameters,
     plain_parameters,
 )
-from neurosde.datasets.ensembles import Ensemble, FixedGain, GainMixture
+from neurosde.datasets.ensembles import Ensemble
 from neurosde.datasets.shards import open_cube
 from neurosde.evaluation.prior_comparison import MIN_SETS, PriorEvaluation, evaluate_prior
 from neurosde.evaluation.weight_statistics import check_matrices
@@ -218,12 +218,7 @@ def _split(
 
 
 def _gains(ensemble: Ensemble | None) -> tuple[float, ...]:
-    match ensemble:
-        case FixedGain():
-            return (ensemble.gain,)
-        case GainMixture():
-            return (ensemble.base.gain, ensemble.gain_high)
-    return ()
+    return () if ensemble is None else tuple(dict.fromkeys(ensemble.gain_range))
 
 
 def _describe(ensemble: Ensemble) -> str:
