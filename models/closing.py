@@ -43,6 +43,8 @@ from neurosde.models.gibbs_dale import DaleChains
 if TYPE_CHECKING:
     from neurosde.models.diffusion_prior import PriorConfig
 
+_ON_A_GPU = 8  # times as many entries at a time, for it waits for kernels to be launched
+
 
 def closed_as_trained(
     draws: Tensor,
@@ -121,7 +123,8 @@ def closed(
             continue
         base = base_of(ensemble)
         copies = 4 + 2 * (base.num_blocks if isinstance(base, Block) else 0)
-        for some in own.split(max(1, COMPONENT_ENTRIES // (copies * N**2 + 512 * N))):  # in memory at a time
+        in_memory = COMPONENT_ENTRIES * (_ON_A_GPU if draws.is_cuda else 1)
+        for some in own.split(max(1, in_memory // (copies * N**2 + 512 * N))):
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)
             if chains is not None:
                 for _ in range(chains.enough if sweeps is None else sweeps):

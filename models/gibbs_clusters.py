@@ -31,6 +31,7 @@ from neurosde.models.analytic import COMPONENT_ENTRIES, relative_covariance
 from neurosde.models.edm import Evidence
 from neurosde.models.eigen import eigh_of_many
 from neurosde.models.gibbs_chains import GibbsChains
+from neurosde.models.graphed_network import Replay
 
 _ROUNDS = 8  # in which labels are drawn given weights
 
@@ -68,6 +69,7 @@ class ClusterChains(GibbsChains):
         mean_square = profile.square().mean().to(weights)
         gain = (weights.square().mean((-1, -2)) / mean_square).sqrt().clamp(min=float(self.gains.amin()))
         self.labels = _first_labels(self._scores(weights, gain), self.sizes)
+        self._replay: Replay | None = None
         for _ in range(_ROUNDS):
             self._draw_labels(weights)
 
@@ -124,20 +126,43 @@ class ClusterChains(GibbsChains):
     def _draw_labels(self, W: Tensor) -> None:
         """Draw the gain given weights and labels, then labels, one neuron after the other."""
         self._draw_gain_of_weights(W.shape[-2:].numel(), (W / self._profile()).square().sum((-1, -2)))
-        pairs, labels = self._scores(W, self.gains[self.component]), self.labels
-        sizes = torch.tensor(self.sizes, device=labels.device)
-        # What each neuron's pairs with the members of each cluster add up to, (chain, neuron, cluster).
-        sums = pairs @ torch.nn.functional.one_hot(labels, len(self.sizes)).to(pairs)
-        for i in range(labels.shape[-1]):
-            offers = _offers(i, pairs, labels, sums, sizes)
-            chosen = torch.multinomial(offers.softmax(-1), 1, generator=self.source)
-            new_labels, new_sums = _taken(i, chosen, pairs, labels, sums)
-            again = _offers(i, pairs, new_labels, new_sums, sizes)
-            log_ratio = offers.logsumexp(-1) - offers.gather(-1, chosen).squeeze(-1) - again.logsumexp(-1)
-            accepted = self._uniform(len(labels)).log() < log_ratio
-            labels = torch.where(accepted[:, None], new_labels, labels)
-            sums = torch.where(accepted[:, None, None], new_sums, sums)
-        self.labels = labels
+        pairs, clusters = self._scores(W, self.gains[self.component]), len(self.sizes)
+        sums = pairs @ torch.nn.functional.one_hot(self.labels, clusters).to(pairs)
+        chains, N = self.labels.shape
+        gumbel = -(-self._uniform(N, chains, N + clusters).log()).log()
+        sizes = torch.tensor(self.sizes, device=pairs.device)
+        inputs = pairs, self.labels, sums, sizes, gumbel, self._uniform(N, chains).log()
+        if not pairs.is_cuda or pairs.device.index != torch.cuda.current_device():
+            (self.labels,) = _round_of_labels(*inputs)
+            return
+        if self._replay is None:  # some thousand small kernels, the same in each round
+            self._replay = Replay(_round_of_labels, inputs)
+        (self.labels,) = self._replay(inputs)
+
+
+def _round_of_labels(
+    pairs: Tensor, labels: Tensor, sums: Tensor, sizes: Tensor, gumbel: Tensor, log_uniform: Tensor
+) -> tuple[Tensor]:
+    """Offer each neuron once to change its cluster, and return labels.
+
+    Args:
+        pairs: what two neurons add to the log-likelihood by being of one cluster, shape (chain, neuron, neuron).
+        labels: shape (chain, neuron).
+        sums: what each neuron's pairs with the members of each cluster add up to, shape (chain, neuron, cluster).
+        sizes: of the clusters, shape (cluster,).
+        gumbel: standard Gumbel numbers, shape (neuron, chain, offer): the largest sum with them is of a fair draw.
+        log_uniform: logarithms of uniform numbers, shape (neuron, chain).
+    """
+    for i in range(labels.shape[-1]):
+        offers = _offers(i, pairs, labels, sums, sizes)
+        chosen = (offers + gumbel[i]).argmax(-1, keepdim=True)
+        new_labels, new_sums = _taken(i, chosen, pairs, labels, sums)
+        again = _offers(i, pairs, new_labels, new_sums, sizes)
+        log_ratio = offers.logsumexp(-1) - offers.gather(-1, chosen).squeeze(-1) - again.logsumexp(-1)
+        accepted = (log_uniform[i] < log_ratio).unsqueeze(-1)
+        labels = torch.where(accepted, new_labels, labels)
+        sums = torch.where(accepted.unsqueeze(-1), new_sums, sums)
+    return (labels,)
 
 
 def _offers(i: int, pairs: Tensor, labels: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
@@ -162,7 +187,7 @@ def _taken(i: int, chosen: Tensor, pairs: Tensor, labels: Tensor, sums: Tensor) 
     """
     N, mine = labels.shape[-1], labels[:, i : i + 1]
     leaves = chosen >= N
-    partner = torch.where(leaves, i, chosen)
+    partner = chosen.masked_fill(leaves, i)
     other = torch.where(leaves, chosen - N, labels.gather(-1, partner))
     neuron = torch.arange(N, device=labels.device)
     swapped = torch.where(neuron == i, other, torch.where(neuron == partner, mine, labels))

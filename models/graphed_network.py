@@ -48,7 +48,7 @@ class GraphedNetwork:
         self._graphs: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = {}
         self._pool: Any = None
         self._passes: dict[tuple[int, ...], int] = {}
-        self._replays: dict[tuple[int, ...], _Replay] = {}
+        self._replays: dict[tuple[int, ...], Replay] = {}
 
     @property
     def config(self) -> PairNetworkConfig:
@@ -104,7 +104,7 @@ class GraphedNetwork:
                 self._passes.pop(oldest := next(iter(self._replays)))
                 del self._replays[oldest]
             try:
-                replay = self._replays[key] = _Replay(flat, inputs)
+                replay = self._replays[key] = Replay(flat, inputs)
             except torch.OutOfMemoryError:  # what is recorded keeps memory that a pass could do with
                 self._replays.clear()
                 self._passes.clear()
@@ -127,19 +127,24 @@ class GraphedNetwork:
             torch.set_float32_matmul_precision(precision)
 
 
-class _Replay:
-    """A pass without gradients, recorded: inputs are copied to where it finds them, and results from where it has them.
+class Replay:
+    """A function without gradients, recorded: inputs are copied to where it finds them, results from where it has them.
 
     Its memory is its own, so that those of other shapes can come and go.
+
+    Args:
+        function: of tensors, to a tuple of them, whose kernels are the same each time; it may not wait for the GPU.
+        inputs: on the current GPU.
     """
 
-    def __init__(self, flat: _Flat, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(self._inputs[0].device)):
-            self._found = flat(*self._inputs)
+            self._found = function(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the function makes of inputs of the shapes that were recorded."""
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
         self._graph.replay()

@@ -22,6 +22,8 @@ from neurosde.models.posterior_file import config_of, open_posterior
 from neurosde.solve import simulate_rate_network
 
 FAMILIES = ("gaussian", "dale", "sparse", "low-rank", "block")
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
 
 
 def of_networks(family, count, N, seed=0, strength=2.0):
@@ -52,12 +54,14 @@ def features(W, evidence):
     }
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_draws_of_the_posterior_stay_draws_of_it(family):
+def test_draws_of_the_posterior_stay_draws_of_it(family, device):
     """True weights are a draw of the posterior, and have features of the same mean after sweeps."""
     kind, W, evidence = of_networks(family, 2000, 8)
     seen = W.flatten(1).norm(dim=1) > 0  # tiny sparse networks may have no connection at all
-    found = closed(W, evidence, [kind], torch.zeros(2000), sweeps=3, generator=torch.Generator().manual_seed(1))
+    which, g = torch.zeros(2000, device=device), torch.Generator(device).manual_seed(1)
+    found = closed(W.to(device), evidence.to(device), [kind], which, sweeps=3, generator=g).cpu()
     kept = seen & (found.flatten(1).norm(dim=1) > 0)
     assert kept.double().mean() > 0.99
     change = (found - W)[kept].flatten(1).norm(dim=1) / W[kept].flatten(1).norm(dim=1)
@@ -129,19 +133,21 @@ def test_clusters_by_enumeration(N, clusters):
         assert z.abs().max() < 4.5, z  # at most 51 numbers
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("N", "clusters"), [(6, 3), (5, 4), (5, 3)])
-def test_labels_given_weights_by_enumeration(N, clusters):
+def test_labels_given_weights_by_enumeration(N, clusters, device):
     """So little is told apart by a contrast of 1.5 that all partitions have their share."""
     ensemble, chains = Block(1.0, num_blocks=clusters, contrast=1.5), 4000
     W = ensemble.sample_weights(1, N, torch.Generator().manual_seed(1))
-    one, none = torch.ones(1, dtype=D), Evidence.none(N).expand((chains,))
-    some = ClusterChains(ensemble, one, one, none, torch.Generator().manual_seed(0), W.expand(chains, N, N))
+    one, none = torch.ones(1, dtype=D), Evidence.none(N, device).expand((chains,))
+    given = W.to(device).expand(chains, N, N)
+    some = ClusterChains(ensemble, one, one, none, torch.Generator(device).manual_seed(0), given)
     for _ in range(12):
-        some._draw_labels(W.expand(chains, N, N))
+        some._draw_labels(given)
     labels, profile = partitions(ensemble, N), ensemble.profile(N)[0]
     sd = torch.where(together(labels), profile.max(), profile.min())
     share = (-sd.log() - 0.5 * (W / sd).square()).sum((1, 2)).softmax(0)
-    same = (together(some.labels).unsqueeze(1) == together(labels)).all(-1).all(-1)
+    same = (together(some.labels.cpu()).unsqueeze(1) == together(labels)).all(-1).all(-1)
     assert (same.sum(1) == 1).all()
     assert chisquare(same.sum(0).numpy(), (share * chains).numpy()).pvalue > 1e-3
 
