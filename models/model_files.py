@@ -128,8 +128,7 @@ def load_network(path: str | Path) -> PairNetwork:
         FileNotFoundError: no such file, and none of that name comes with neurosde.
         ValueError: no such network in it.
     """
-    kind: Kind = "posterior" if (_FOLDER["posterior"] / f"{path}.safetensors").exists() else "prior"
-    file = find_model(path, kind)
+    file = find_model(path, "posterior", "prior")
     try:
         return _network(*read_tensors(file))[0]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -146,22 +145,24 @@ def _network(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> 
     return network, plain
 
 
-def find_model(path: str | Path, kind: Kind) -> Path:
+def find_model(path: str | Path, *kinds: Kind) -> Path:
     """Return the file that a path or name stands for.
+
+    Args:
+        path: file, folder of a training, or name of one that comes with neurosde.
+        kinds: what it may be; the first that is there is taken.
 
     Raises:
         FileNotFoundError: no such file, and none of that name comes with neurosde.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / f"{kind}.safetensors"
-    if file.exists():
-        return file
-    if file.with_name("state.safetensors").exists():
-        raise FileNotFoundError(f"{path} is not trained yet; go on with {_COMMAND[kind]}.")
-    there = _FOLDER[kind] / f"{path}.safetensors"
-    if not there.exists():
-        raise FileNotFoundError(
-            f"{path} is neither a file nor one of the {kind}s {pretrained_names(kind)} of neurosde."
-        )
-    return there
+    given = Path(path)
+    for kind in kinds:
+        file = given / f"{kind}.safetensors" if given.is_dir() else given
+        for there in (file, _FOLDER[kind] / f"{path}.safetensors"):
+            if there.exists():
+                return there
+    if ((given if given.is_dir() else given.parent) / "state.safetensors").exists():
+        commands = " or ".join(_COMMAND[kind] for kind in kinds)
+        raise FileNotFoundError(f"{path} is not trained yet; go on with {commands}.")
+    names = " or ".join(f"the {kind}s {pretrained_names(kind)}" for kind in kinds)
+    raise FileNotFoundError(f"{path} is neither a file nor one of {names} of neurosde.")

@@ -368,8 +368,11 @@ def test_the_command_says_what_is_wrong(options, match, asked, tmp_path, capsys)
         (["prior", "--ensemble", "sparse", "dale", "--teachers", "exact"], "one for each of the 2 ensembles"),
         (["prior", "--ensemble", "low-rank", "--teachers", "exact"], "known in closed form for the ensembles"),
         (["prior", "--ensemble", "sparse", "--teachers", "missing"], "missing is neither a file nor one of the priors"),
-        (["prior", "--ensemble", "sparse", "--start", "missing"], "missing is neither a file nor one of the priors"),
-        (["cfg", "--ensemble", "sparse", "--start", "missing"], "missing is neither a file nor one of the priors"),
+        (
+            ["prior", "--ensemble", "sparse", "--start", "missing"],
+            "nor one of the posteriors ['base'] or the",
+        ),
+        (["cfg", "--ensemble", "sparse", "--start", "missing"], "nor one of the posteriors ['base'] or the priors"),
         (["prior", "--ensemble", "block", "--N", "3"], "4 clusters need at least as many neurons"),
         (["cfg", "--ensemble", "block", "--N", "3"], "4 clusters need at least as many neurons"),
         (["prior", "--dataset", "missing.nc"], "no such file: missing.nc"),

@@ -158,8 +158,9 @@ def test_the_command_and_its_file(tmp_path, capsys):
     assert main(command) == 0
     assert "posterior.safetensors: trained, 3 steps" in capsys.readouterr().out
     assert main(command) == 0 and "is trained already" in capsys.readouterr().out
-    start = ["--start", str(tmp_path / "out" / "posterior.safetensors"), "--out", str(tmp_path / "next")]
-    assert main([*command[:-4], *start, "--accelerator", "cpu"]) == 0
+    for k, start in enumerate((tmp_path / "out" / "posterior.safetensors", tmp_path / "out")):
+        options = ["--start", str(start), "--out", str(tmp_path / f"next{k}"), "--accelerator", "cpu"]
+        assert main([*command[:-4], *options]) == 0
     with pytest.raises(ValueError, match="a training has the fields"):
         read_training(file)
 
