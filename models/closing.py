@@ -109,7 +109,7 @@ def closed(
         ensembles: of one gain or mixtures; None for one that is not known.
         which: index of the ensemble of each draw, shape (draw,).
         gain: root mean square gain √(N E W²), where it is known.
-        sweeps: how many; by default 16, and 1 for Gaussian weights and for clusters.
+        sweeps: how many; by default 16, 2 for clusters, and 1 for Gaussian weights.
         generator: on the device of the draws.
 
     Returns:
@@ -122,7 +122,7 @@ def closed(
         if ensemble is None or not len(own):
             continue
         base = base_of(ensemble)
-        copies = 4 + 2 * (base.num_blocks if isinstance(base, Block) else 0)
+        copies = 4 + 6 * (base.num_blocks if isinstance(base, Block) else 0)
         in_memory = COMPONENT_ENTRIES * (_ON_A_GPU if draws.is_cuda else 1)
         for some in own.split(max(1, in_memory // (copies * N**2 + 512 * N))):
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)

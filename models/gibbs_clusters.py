@@ -28,11 +28,13 @@ from torch import Tensor
 
 from neurosde.datasets.ensembles import Block
 from neurosde.models.analytic import COMPONENT_ENTRIES, relative_covariance
+from neurosde.models.cluster_exchanges import SummedLabels
 from neurosde.models.edm import Evidence
 from neurosde.models.eigen import eigh_of_many
 from neurosde.models.gibbs_chains import GibbsChains
 from neurosde.models.graphed_network import Replay
 
+_EXCHANGES = 2  # rounds in a sweep
 _ROUNDS = 8  # in which labels are drawn given weights
 
 
@@ -45,7 +47,7 @@ class ClusterChains(GibbsChains):
         weights: W to begin at, shape (chain, post, pre).
     """
 
-    enough = 1
+    enough = 2
 
     def __init__(
         self,
@@ -74,8 +76,9 @@ class ClusterChains(GibbsChains):
             self._draw_labels(weights)
 
     def sweep(self) -> Tensor:
-        """Draw labels given weights, then gains and weights given labels."""
+        """Draw labels given weights, then with weights summed over, then gains and weights given labels."""
         self._draw_labels(self.W)
+        self._exchange()
         clusters = torch.arange(len(self.sizes), device=self.labels.device)
         of_cluster = self._spread(self.labels.unsqueeze(1) == clusters.unsqueeze(-1))  # (chain, cluster, pre)
         scaled = of_cluster.unsqueeze(-1) * self.precision.unsqueeze(1) * of_cluster.unsqueeze(-2)
@@ -122,6 +125,18 @@ class ClusterChains(GibbsChains):
         of_entry = 0.5 * square * (self.between**-2 - self.within**-2) - math.log(self.within / self.between)
         of_pair = of_entry + of_entry.mT
         return of_pair - torch.diag_embed(of_pair.diagonal(dim1=-2, dim2=-1))
+
+    def _exchange(self) -> None:
+        """Draw labels given the gain, with weights summed over: exchanges leave the sizes of clusters as they are."""
+        if self.within == self.between:
+            return
+        variance = self.gains[self.component].square()
+        sizes = torch.tensor(self.sizes, device=self.labels.device)
+        given = SummedLabels.of(self.labels, self.precision, self.linear, variance, self.within, self.between, sizes)
+        chains, N = self.labels.shape
+        for _ in range(_EXCHANGES):
+            gumbel = -(-self._uniform(N, chains, N).log()).log()
+            self.labels = given.drawn(gumbel, self._uniform(N, chains).log())
 
     def _draw_labels(self, W: Tensor) -> None:
         """Draw the gain given weights and labels, then labels, one neuron after the other."""

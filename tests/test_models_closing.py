@@ -15,6 +15,7 @@ from neurosde.likelihood import transition_statistics
 from neurosde.models import CFGPosterior, Evidence, InferenceConfig, load_prior
 from neurosde.models.analytic import uniform_gains
 from neurosde.models.closing import closed
+from neurosde.models.cluster_exchanges import SummedLabels
 from neurosde.models.exact_posterior import gain_nodes
 from neurosde.models.gibbs_clusters import ClusterChains
 from neurosde.models.gibbs_dale import DaleChains, normal_above
@@ -152,6 +153,66 @@ def test_labels_given_weights_by_enumeration(N, clusters, device):
     assert chisquare(same.sum(0).numpy(), (share * chains).numpy()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("N", "clusters"), [(4, 2), (6, 3), (5, 4)])
+def test_labels_given_a_recording_by_enumeration(N, clusters, device):
+    """Exchanges with weights summed over: each partition has a known likelihood at the one gain."""
+    ensemble, chains = Block(1.0, num_blocks=clusters), 4000
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(6, N, generator=g, dtype=D)
+    W = ensemble.sample_weights(1, N, g)[0]
+    precision = x.mT @ x
+    evidence = Evidence.of(precision, W @ precision + torch.randn(N, 6, generator=g, dtype=D) @ x)
+    labels, profile = partitions(ensemble, N), ensemble.profile(N)[0]
+    prior = torch.diag_embed(torch.where(together(labels), profile.max(), profile.min()).square().reciprocal())
+    B = evidence.cross @ evidence.vectors.mT
+    C = torch.linalg.inv(precision + prior)  # (partition, row, pre, pre)
+    of_rows = (B.unsqueeze(-2) @ C @ B.unsqueeze(-1)).squeeze((-1, -2)) + torch.logdet(C) + torch.logdet(prior)
+    share = (0.5 * of_rows.sum(-1)).softmax(0)
+    assert share.max() < 0.8 and (share * chains > 5).sum() > 2  # something is open
+    one, source = torch.ones(1, dtype=D), torch.Generator(device).manual_seed(0)
+    begin = ensemble.sample_weights(chains, N, g).to(device)
+    some = ClusterChains(ensemble, one, one, evidence.to(device).expand((chains,)), source, begin)
+    for _ in range(30):
+        some._exchange()
+    same = (together(some.labels.cpu()).unsqueeze(1) == together(labels)).all(-1).all(-1)
+    assert (same.sum(1) == 1).all()
+    rank = share.argsort(descending=True)
+    cells = int((share * chains > 10).sum())  # and the others together, if they are as many
+    kinds = torch.cat([torch.arange(cells), torch.full((len(share) - cells,), cells)])
+    expected = torch.zeros(cells + 1, dtype=D).index_add(0, kinds, (share * chains)[rank])
+    counts = torch.zeros(cells + 1, dtype=D).index_add(0, kinds, same.sum(0).double()[rank])
+    seen = expected > 10
+    scale = counts[seen].sum() / expected[seen].sum()
+    assert chisquare(counts[seen].numpy(), (expected[seen] * scale).numpy()).pvalue > 1e-3
+
+
+def test_exchanges_one_after_the_other_leave_what_beginning_there_has():
+    N, chains, within, between = 7, 5, 0.9, 0.3
+    x, B, variance = normal(chains, 6, N, seed=1), 3 * normal(chains, N, N, seed=2), normal(chains, seed=3).exp()
+    sizes = torch.tensor([3, 2, 2])
+    orders = torch.rand(chains, N, generator=torch.Generator().manual_seed(4)).argsort(-1)
+    labels = torch.arange(3).repeat_interleave(sizes)[orders]
+
+    def at(labels):
+        return SummedLabels.of(labels, 3 * x.mT @ x, B, variance, within, between, sizes)
+
+    def likelihood(given):
+        explained = given.explained.gather(1, given.labels.unsqueeze(1)).sum((-1, -2))
+        return 0.5 * (explained + torch.logdet(given.covariance) @ sizes.double())
+
+    moved = at(labels)
+    for a in (0, 3, 6, 1, 0):
+        offers = moved.offers(a)
+        b = offers.index_fill(-1, torch.tensor([a]), -math.inf).argmax(-1)
+        fresh = at(moved.exchanged(a, b).labels)
+        gained = likelihood(fresh) - likelihood(moved)
+        torch.testing.assert_close(offers.gather(-1, b.unsqueeze(-1)).squeeze(-1), gained)
+        moved = moved.exchanged(a, b)
+        for mine, new in zip(moved, fresh, strict=True):
+            torch.testing.assert_close(mine, new)
+
+
 @pytest.mark.parametrize("N", [20, 30, 50])
 def test_labels_are_those_of_the_weights(N):
     """Of 30 neurons clusters are of 8, 7, 8 and 7, and of 50 of 13, 12, 13 and 12. Gains are any."""
@@ -167,7 +228,7 @@ def test_labels_are_those_of_the_weights(N):
     truth = kind.base.profile(N)[1][order]
     right = [(together(chains.labels) == together(truth)).all(-1).all(-1)]
     for _ in range(2):
-        chains.sweep()
+        chains._draw_labels(W)
         right.append((together(chains.labels) == together(truth)).all(-1).all(-1))
         assert all(torch.bincount(one, minlength=4).tolist() == chains.sizes for one in chains.labels)
     # A neuron of 20 is misplaced by what its 38 weights say in about one of 1000.
