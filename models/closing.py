@@ -7,8 +7,8 @@ neurons draws in clusters came out 2 to 4 % too small, of a posterior spread of 
 `neurosde.datasets.ensembles` take some sweeps of its Gibbs sampler, from where they are; where the ensemble is not told
 each draw's own is drawn first, of what the network says given the draw. Each sweep leaves the exact posterior as it is.
 (What weights do not say exactly, labels of clusters and factors, is drawn given them to begin with, in a few rounds.)
-Connections, factors, and clusters of few neurons move with the rest; signs of columns, and clusters that weights tell,
-stay as diffusion drew them, and so do draws of other ensembles, and what only the network answers: means and densities.
+Connections, factors and clusters move with the rest; signs of columns stay as diffusion drew them, and so do draws of
+other ensembles, and what only the network answers: means and densities.
 
 References:
     Markov chains for exploring posterior distributions (Tierney, 1994), on hybrids of several kernels,

@@ -7,12 +7,15 @@ any permutation of those of the ensemble:
   one that has a neuron less, so that the sizes of clusters stay those of the ensemble. One of these, or to stay, is
   proposed as probable as it is, and accepted as Metropolis and Hastings say, for what is offered afterwards differs.
   What a neuron adds to the log-likelihood is a sum over pairs;
+- labels given g and the recording, W being summed over, by exchanges (`neurosde.models.cluster_exchanges`);
 - the gain given labels and the recording, W being summed over: a row's posterior covariance is that of entries of
   variances p², which rows of one cluster have in common;
 - W given both: normal.
 
-Where W tells its clusters, as that of 20 or more neurons does, labels hardly move while W is there: chains that are to
-find clusters need another sampler. Given right ones the rest is drawn afresh by each sweep.
+Where W tells its clusters, as that of 20 or more neurons does, labels hardly move while W is there, and exchanges move
+them. Labels of 20 neurons that the network of `base` drew, given two trials of T = 100, had log-likelihoods above those
+of the true ones by 0.53 ± 0.17 on average, where right ones have none; after a sweep of one round of exchanges it was
+0.04, and after two of four −0.14 ± 0.15.
 
 References:
     Estimation and prediction for stochastic blockstructures (Nowicki, Snijders, 2001), Gibbs sampling of labels,
