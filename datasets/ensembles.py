@@ -365,10 +365,15 @@ def make_ensemble(name: str, gain_high: float | None = None, **parameters: float
 
 
 def base_of(ensemble: Ensemble) -> FixedGain:
-    """Return the ensemble of one gain that a mixture of gains is of; of one that is no mixture, itself."""
+    """Return the ensemble of one gain that a mixture of gains is of; of one that is no mixture, itself.
+
+    Raises:
+        TypeError: neither.
+    """
     if isinstance(ensemble, GainMixture):
         return ensemble.base
-    assert isinstance(ensemble, FixedGain)
+    if not isinstance(ensemble, FixedGain):
+        raise TypeError(f"an ensemble must be a FixedGain or a GainMixture of one; got {type(ensemble).__name__}.")
     return ensemble
 
 

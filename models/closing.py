@@ -122,13 +122,14 @@ def closed(
         if ensemble is None or not len(own):
             continue
         base = base_of(ensemble)
-        copies = 4 + 6 * (base.num_blocks if isinstance(base, Block) else 0)
+        copies = 14 + 9 * base.num_blocks if isinstance(base, Block) else 4
         in_memory = COMPONENT_ENTRIES * (_ON_A_GPU if draws.is_cuda else 1)
         for some in own.split(max(1, in_memory // (copies * N**2 + 512 * N))):
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)
             if chains is not None:
                 for _ in range(chains.enough if sweeps is None else sweeps):
                     found[some] = chains.sweep()
+            del chains  # before the next ones are made
     return found
 
 

@@ -1,15 +1,16 @@
 """Exchanges of neurons between clusters given a recording, with weights summed over.
 
 Weights tell their clusters so well that labels hardly move while weights are there, though the recording alone would
-leave them open. With W_ij ~ N(0, v p_ij²), where p is larger within a cluster than between clusters, rows of cluster k
-have the posterior precision A_k = Λ + diag(1/(v p²)). Labels have the likelihood
+leave them open. Let rows of cluster k be of variances D_k, v p² with p larger within a cluster than between clusters,
+and let the recording say U, λ and B: its directions, their eigenvalues, and its linear term along them. A row's B is
+normal once weights are summed over, and in units in which no direction is huge, with h = 1/(1 + λ τ), τ = v p_in p_out,
 
-    log p(recording | labels) = ½ Σ_k (Σ_{i in k} b_iᵀ A_k⁻¹ b_i − n_k log |A_k|) + constant
+    R = U √(λ h),   y = B √(h/λ),   S_k = Rᵀ D_k R + diag(h),
+    log p(recording | labels) = −½ Σ_k (Σ_{i in k} y_iᵀ S_k⁻¹ y_i + n_k log |S_k|) + constant,
 
-with b_i the row of B and n_k the neurons of k. Where neurons a of k and b of l exchange their labels, two entries of
-the diagonals of A_k and A_l change, and one row of each. So what any exchange makes of it is told by entries of A_k⁻¹,
-of the posterior means of all rows in each cluster and of the sums of their squares, and those by updates of rank two
-once neurons are exchanged.
+n_k being the neurons of k. Where neurons a of k and b of l exchange their labels, two entries of D_k and D_l change,
+and one row of each cluster. So what any exchange makes of it is told by entries of R S_k⁻¹ Rᵀ, of y S_k⁻¹ Rᵀ for all
+rows in each cluster and of sums of products of these, and those by updates of rank two once neurons are exchanged.
 
 References:
     Updating the inverse of a matrix (Hager, 1989), https://doi.org/10.1137/1031049
@@ -26,6 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neurosde.models.edm import Evidence
+
 _MOVES = 5  # attributes of `SummedLabels` that exchanges change, the first ones
 
 
@@ -34,77 +37,78 @@ class SummedLabels(NamedTuple):
 
     Attributes:
         labels: shape (chain, neuron).
-        covariance: A_k⁻¹, shape (chain, cluster, pre, pre).
-        means: of each row as if it were of each cluster, shape (chain, cluster, post, pre).
-        squares: sum over the rows of each cluster of the outer products of their means, (chain, cluster, pre, pre).
-        explained: b_iᵀ A_k⁻¹ b_i, shape (chain, cluster, post).
-        step: by how much the precision of an entry is larger between clusters than within one, shape (chain,).
+        overlaps: R S_k⁻¹ Rᵀ, shape (chain, cluster, pre, pre).
+        pulls: y S_k⁻¹ Rᵀ of each row as if it were of each cluster, shape (chain, cluster, post, pre).
+        squares: sum over the rows of each cluster of the outer products of their pulls, (chain, cluster, pre, pre).
+        distances: yᵀ S_k⁻¹ y, shape (chain, cluster, post).
+        step: by how much the variance of an entry is larger between clusters than within one, shape (chain,).
         sizes: of the clusters, shape (cluster,).
     """
 
     labels: Tensor
-    covariance: Tensor
-    means: Tensor
+    overlaps: Tensor
+    pulls: Tensor
     squares: Tensor
-    explained: Tensor
+    distances: Tensor
     step: Tensor
     sizes: Tensor
 
     @classmethod
     def of(
-        cls,
-        labels: Tensor,
-        precision: Tensor,
-        linear: Tensor,
-        variance: Tensor,
-        within: float,
-        between: float,
-        sizes: Tensor,
+        cls, labels: Tensor, evidence: Evidence, variance: Tensor, within: float, between: float, sizes: Tensor
     ) -> SummedLabels:
         """Begin at labels.
 
         Args:
             labels: shape (chain, neuron).
-            precision: Λ along the neurons, shape (chain, pre, pre).
-            linear: B along the neurons, shape (chain, post, pre).
+            evidence: what the recording of each chain says, in units of W, shapes (chain, …).
             variance: v, shape (chain,).
             within: p within a cluster.
             between: p between clusters.
             sizes: of the clusters, shape (cluster,).
         """
+        seen = evidence.eigenvalues
+        h = 1 / (1 + seen * (within * between * variance).unsqueeze(-1))
+        vectors = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
+        R = (vectors if evidence.vectors is None else evidence.vectors) * (seen * h).sqrt().unsqueeze(-2)
+        y = evidence.cross * torch.where(seen > 0, (h / seen.clamp(min=1e-300)).sqrt(), 0.0).unsqueeze(-2)
         clusters = torch.arange(len(sizes), device=labels.device)
         of_cluster = labels.unsqueeze(1) == clusters.unsqueeze(-1)
-        entries = (between**-2 + (within**-2 - between**-2) * of_cluster.to(variance)) / variance[:, None, None]
-        A = precision.unsqueeze(1) + torch.diag_embed(entries)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(A))
-        means = linear.unsqueeze(1) @ covariance
-        squares = (means * of_cluster.unsqueeze(-1)).mT @ means
-        explained = (means * linear.unsqueeze(1)).sum(-1)
-        step = (between**-2 - within**-2) / variance
-        return cls(labels.clone(), covariance, means, squares, explained, step, sizes)
+        entries = (between**2 + (within**2 - between**2) * of_cluster.to(variance)) * variance[:, None, None]
+        R, y = R.unsqueeze(1), y.unsqueeze(1)
+        S = (R * entries.unsqueeze(-1)).mT @ R + torch.diag_embed(h).unsqueeze(1)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(S))
+        pulls = y @ inverse @ R.mT
+        squares = (pulls * of_cluster.unsqueeze(-1)).mT @ pulls
+        distances = ((y @ inverse) * y).sum(-1)
+        step = (between**2 - within**2) * variance
+        return cls(labels.clone(), R @ inverse @ R.mT, pulls, squares, distances, step, sizes)
 
     def some(self, index: Tensor) -> SummedLabels:
         """Return those of some chains."""
         return self._replace(**{name: getattr(self, name)[index] for name in self._fields[:-1]})
 
     def offers(self, a: int) -> Tensor:
-        """Return what the log-likelihood gains by exchanging neuron a with each, 0 with itself, (chain, neuron)."""
+        """Return what the log-likelihood gains by exchanging neuron a with each, shape (chain, neuron).
+
+        It is 0 with itself, and −∞ with the others of its cluster.
+        """
         mine = self.labels[:, a : a + 1]
         cluster = torch.stack([mine.expand_as(self.labels), self.labels])  # that a leaves, and that it joins
         chain, b, leaves = self._index(cluster)
         delta = leaves * self.step.unsqueeze(-1)
-        C_aa, C_ab, C_bb = (self.covariance[chain, cluster, i, j] for i, j in ((a, a), (a, b), (b, b)))
+        O_aa, O_ab, O_bb = (self.overlaps[chain, cluster, i, j] for i, j in ((a, a), (a, b), (b, b)))
         S_aa, S_ab, S_bb = (self.squares[chain, cluster, i, j] for i, j in ((a, a), (a, b), (b, b)))
-        # Means of the rows a and b at the entries a and b.
-        m_aa, m_ab, m_ba, m_bb = (self.means[chain, cluster, i, j] for i, j in ((a, a), (a, b), (b, a), (b, b)))
-        S_aa = S_aa + leaves * (m_ba.square() - m_aa.square())
-        S_ab = S_ab + leaves * (m_ba * m_bb - m_aa * m_ab)
-        S_bb = S_bb + leaves * (m_bb.square() - m_ab.square())
-        up, down = 1 + delta * C_aa, 1 - delta * C_bb
-        determinant = up * down + (delta * C_ab).square()
-        lost = delta * (down * S_aa + 2 * delta * C_ab * S_ab - up * S_bb) / determinant
-        rows = self.explained[chain, cluster, b] - self.explained[chain, cluster, a]
-        change = 0.5 * (leaves * rows - lost - self.sizes[cluster] * determinant.log()).sum(0)
+        # Pulls of the rows a and b at the entries a and b.
+        p_aa, p_ab, p_ba, p_bb = (self.pulls[chain, cluster, i, j] for i, j in ((a, a), (a, b), (b, a), (b, b)))
+        S_aa = S_aa + leaves * (p_ba.square() - p_aa.square())
+        S_ab = S_ab + leaves * (p_ba * p_bb - p_aa * p_ab)
+        S_bb = S_bb + leaves * (p_bb.square() - p_ab.square())
+        up, down = 1 + delta * O_aa, 1 - delta * O_bb
+        determinant = up * down + (delta * O_ab).square()
+        nearer = delta * (down * S_aa + 2 * delta * O_ab * S_ab - up * S_bb) / determinant
+        rows = self.distances[chain, cluster, b] - self.distances[chain, cluster, a]
+        change = 0.5 * (nearer - leaves * rows - self.sizes[cluster] * determinant.log()).sum(0)
         change = change.masked_fill(self.labels == mine, -math.inf)
         change[:, a] = 0.0
         return change
@@ -122,29 +126,30 @@ class SummedLabels(NamedTuple):
         chain = chain.squeeze(-1)
         labels = self.labels.clone()
         labels[:, a], labels[chain, b] = cluster[1], cluster[0]
-        C, M, S = (each[chain, cluster] for each in (self.covariance, self.means, self.squares))  # (2, chain, …)
+        place = chain, cluster
+        overlap, pull, square = (each[place] for each in (self.overlaps, self.pulls, self.squares))  # (2, chain, …)
         delta = leaves.squeeze(-1) * self.step
-        columns = torch.stack([C[..., a], C[:, chain, :, b].transpose(0, 1)], -1)
-        up, down, cross = 1 + delta * C[..., a, a], 1 - delta * C[:, chain, b, b], delta * C[:, chain, a, b]
+        columns = torch.stack([overlap[..., a], overlap[:, chain, :, b].transpose(0, 1)], -1)
+        up, down = 1 + delta * overlap[..., a, a], 1 - delta * overlap[:, chain, b, b]
+        cross = delta * overlap[:, chain, a, b]
         core = torch.stack([down, cross, cross, -up], -1) * (delta / (up * down + cross.square())).unsqueeze(-1)
         core = core.unflatten(-1, (2, 2))
         towards = columns @ core
-        seen = torch.stack([M[..., a], M[:, chain, :, b].transpose(0, 1)], -1)
-        gone, come = (row.unsqueeze(-1) * row.unsqueeze(-2) for row in (M[..., a, :], M[:, chain, b]))
-        S = S + leaves.unsqueeze(-1) * (come - gone)
-        S = S - towards @ torch.stack([S[..., a, :], S[:, chain, b]], -2)
-        S = S - torch.stack([S[..., a], S[:, chain, :, b].transpose(0, 1)], -1) @ towards.mT
-        place = chain, cluster
+        seen = torch.stack([pull[..., a], pull[:, chain, :, b].transpose(0, 1)], -1)
+        gone, come = (row.unsqueeze(-1) * row.unsqueeze(-2) for row in (pull[..., a, :], pull[:, chain, b]))
+        square = square + leaves.unsqueeze(-1) * (come - gone)
+        square = square - towards @ torch.stack([square[..., a, :], square[:, chain, b]], -2)
+        square = square - torch.stack([square[..., a], square[:, chain, :, b].transpose(0, 1)], -1) @ towards.mT
         return self._replace(
             labels=labels,
-            covariance=self.covariance.index_put(place, C - towards @ columns.mT),
-            means=self.means.index_put(place, M - seen @ towards.mT),
-            squares=self.squares.index_put(place, S),
-            explained=self.explained.index_put(place, self.explained[place] - ((seen @ core) * seen).sum(-1)),
+            overlaps=self.overlaps.index_put(place, overlap - towards @ columns.mT),
+            pulls=self.pulls.index_put(place, pull - seen @ towards.mT),
+            squares=self.squares.index_put(place, square),
+            distances=self.distances.index_put(place, self.distances[place] - ((seen @ core) * seen).sum(-1)),
         )
 
     def drawn(self, gumbel: Tensor, log_uniform: Tensor) -> Tensor:
-        """Offer each neuron once to exchange its label, and return labels.
+        """Offer each neuron once to exchange its label, in place, and return labels, which are a copy.
 
         One exchange, or to stay, is proposed as probable as it is, and accepted as Metropolis and Hastings say.
 
@@ -164,4 +169,4 @@ class SummedLabels(NamedTuple):
             accepted = log_uniform[a, moving] < log_ratio
             for mine, new in zip(self[:_MOVES], there.some(accepted)[:_MOVES], strict=True):
                 mine[moving[accepted]] = new
-        return self.labels
+        return self.labels.clone()

@@ -30,7 +30,7 @@ class GibbsChains(ABC):
         source: generator.
 
     Attributes:
-        enough: sweeps after which what an error of the gain was is gone: one where it is drawn with W summed over.
+        enough: sweeps after which what an error of the gain was is gone: one or two where W is summed over in it.
         mean: of chains that `exact_posterior` takes, the mean of W given what else the last sweep drew.
     """
 

@@ -135,10 +135,10 @@ class ClusterChains(GibbsChains):
             return
         variance = self.gains[self.component].square()
         sizes = torch.tensor(self.sizes, device=self.labels.device)
-        given = SummedLabels.of(self.labels, self.precision, self.linear, variance, self.within, self.between, sizes)
+        given = SummedLabels.of(self.labels, self.evidence, variance, self.within, self.between, sizes)
         chains, N = self.labels.shape
         for _ in range(_EXCHANGES):
-            gumbel = -(-self._uniform(N, chains, N).log()).log()
+            gumbel = self._gumbel(N, chains, N)
             self.labels = given.drawn(gumbel, self._uniform(N, chains).log())
 
     def _draw_labels(self, W: Tensor) -> None:
@@ -147,7 +147,7 @@ class ClusterChains(GibbsChains):
         pairs, clusters = self._scores(W, self.gains[self.component]), len(self.sizes)
         sums = pairs @ torch.nn.functional.one_hot(self.labels, clusters).to(pairs)
         chains, N = self.labels.shape
-        gumbel = -(-self._uniform(N, chains, N + clusters).log()).log()
+        gumbel = self._gumbel(N, chains, N + clusters)
         sizes = torch.tensor(self.sizes, device=pairs.device)
         inputs = pairs, self.labels, sums, sizes, gumbel, self._uniform(N, chains).log()
         if not pairs.is_cuda or pairs.device.index != torch.cuda.current_device():
@@ -156,6 +156,11 @@ class ClusterChains(GibbsChains):
         if self._replay is None:  # some thousand small kernels, the same in each round
             self._replay = Replay(_round_of_labels, inputs)
         (self.labels,) = self._replay(inputs)
+
+    def _gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers: where they are added to log chances, the largest sum is that of a fair draw."""
+        uniform = self._uniform(*shape).clamp(min=torch.finfo(torch.float64).tiny)
+        return -(-uniform.log()).log()
 
 
 def _round_of_labels(
@@ -168,7 +173,7 @@ def _round_of_labels(
         labels: shape (chain, neuron).
         sums: what each neuron's pairs with the members of each cluster add up to, shape (chain, neuron, cluster).
         sizes: of the clusters, shape (cluster,).
-        gumbel: standard Gumbel numbers, shape (neuron, chain, offer): the largest sum with them is of a fair draw.
+        gumbel: standard Gumbel numbers, shape (neuron, chain, offer).
         log_uniform: logarithms of uniform numbers, shape (neuron, chain).
     """
     for i in range(labels.shape[-1]):

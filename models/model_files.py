@@ -156,13 +156,15 @@ def find_model(path: str | Path, *kinds: Kind) -> Path:
         FileNotFoundError: no such file, and none of that name comes with neurosde.
     """
     given = Path(path)
-    for kind in kinds:
-        file = given / f"{kind}.safetensors" if given.is_dir() else given
-        for there in (file, _FOLDER[kind] / f"{path}.safetensors"):
-            if there.exists():
-                return there
-    if ((given if given.is_dir() else given.parent) / "state.safetensors").exists():
+    for file in (given / f"{kind}.safetensors" for kind in kinds) if given.is_dir() else (given,):
+        if file.exists():
+            return file
+    folder = given if given.is_dir() else given.parent if given.suffix else None
+    if folder is not None and (folder / "state.safetensors").exists():
         commands = " or ".join(_COMMAND[kind] for kind in kinds)
         raise FileNotFoundError(f"{path} is not trained yet; go on with {commands}.")
+    for kind in kinds:
+        if (there := _FOLDER[kind] / f"{path}.safetensors").exists():
+            return there
     names = " or ".join(f"the {kind}s {pretrained_names(kind)}" for kind in kinds)
     raise FileNotFoundError(f"{path} is neither a file nor one of {names} of neurosde.")

@@ -35,7 +35,7 @@ class PriorTraining:
     start: str | None = field(
         default=None,
         metadata={
-            "help": "trained one to start from: its file, or one that comes with neurosde (default: nothing learnt)"
+            "help": "trained one to start from: a file or folder, or one of neurosde's (default: nothing learnt)"
         },
     )
     teachers: tuple[str, ...] = field(

@@ -118,7 +118,7 @@ def test_a_gpu_too_small_to_record_passes_makes_them_as_they_are(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graphed_network, "_Replay", full)
+    monkeypatch.setattr(graphed_network, "Replay", full)
     network = PairNetwork(PRESETS["tiny"])
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
