@@ -14,8 +14,8 @@ any permutation of those of the ensemble:
 
 Where W tells its clusters, as that of 20 or more neurons does, labels hardly move while W is there, and exchanges move
 them. Labels of 20 neurons that the network of `base` drew, given two trials of T = 100, had log-likelihoods above those
-of the true ones by 0.53 ± 0.17 on average, where right ones have none; after a sweep of one round of exchanges it was
-0.04, and after two of four −0.14 ± 0.15.
+of the true ones by 0.53 ± 0.17 on average, where right ones have none; after one sweep it was 0.00 ± 0.15, after two
+−0.06 and after three −0.07.
 
 References:
     Estimation and prediction for stochastic blockstructures (Nowicki, Snijders, 2001), Gibbs sampling of labels,
