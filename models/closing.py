@@ -122,7 +122,7 @@ def closed(
         if ensemble is None or not len(own):
             continue
         base = base_of(ensemble)
-        copies = 14 + 9 * base.num_blocks if isinstance(base, Block) else 4
+        copies = 14 + 9 * base.num_blocks if isinstance(base, Block) else 4  # of a matrix, in memory for each draw
         in_memory = COMPONENT_ENTRIES * (_ON_A_GPU if draws.is_cuda else 1)
         for some in own.split(max(1, in_memory // (copies * N**2 + 512 * N))):
             chains = _chains(draws[some], evidence[some], ensemble, gain, generator)

@@ -1,10 +1,13 @@
-"""Priors of weights in units of s₀ whose denoisers have a closed form, and seeded numbers, for tests of samplers."""
+"""Priors of weights in units of s₀ whose denoisers have a closed form, numbers and devices, for tests of samplers."""
 
+import pytest
 import torch
 
 from neurosde.models import ScaleMixtureDenoiser, SpikeAndSlabDenoiser
 
 D = torch.float64
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
 GAUSSIAN = ScaleMixtureDenoiser(torch.ones(1))
 DENSITY = 0.3
 SLAB = 1 / DENSITY  # the variance of what is there, so that that of all weights is 1

@@ -1,5 +1,7 @@
 """The priors that come with neurosde, and the benchmarks of trained priors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from neurosde.cli import main
 from neurosde.datasets.ensembles import make_ensemble
 from neurosde.evaluation.denoising_benchmark import DenoisingBenchmark, denoising_benchmark
 from neurosde.models import best_denoiser, load_prior, pretrained_names
-from neurosde.models.model_files import PRETRAINED
+from neurosde.models.model_files import PRETRAINED, find_model
 from neurosde.models.teachers import Teachers
 
 FAMILIES = ["block", "dale", "gaussian", "low-rank", "sparse"]
@@ -20,6 +22,19 @@ def test_there_is_one_for_each_ensemble_with_its_card_and_they_are_small():
     assert sorted(path.stem for path in PRETRAINED.glob("*.md")) == pretrained_names()
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 12e6
     assert load_prior("all").config.network.families == ("gaussian", "dale", "sparse", "low-rank", "block")
+
+
+def test_a_folder_is_meant_before_a_model_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "state.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="not trained yet; go on with neurosde train cfg"):
+        find_model("base", "posterior")
+    (tmp_path / "base" / "prior.safetensors").touch()
+    assert find_model("base", "posterior", "prior") == Path("base/prior.safetensors")
+    (tmp_path / "state.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="neither a file nor one of the posteriors"):
+        find_model("missing", "posterior")
 
 
 @pytest.mark.parametrize(("name", "N"), [("gaussian", 12), ("sparse", 12), ("low-rank", 12), ("dale", 25)])

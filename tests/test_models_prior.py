@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from neurosde.models import diffusion_prior, model_files, network_denoiser
 from neurosde.models.denoiser import PRESETS, PairNetwork, PairNetworkConfig
 from neurosde.models.diffusion_prior import DiffusionPrior, PriorConfig, load_prior
 from neurosde.models.edm import Evidence, fold
-from neurosde.models.model_files import find_model
 from neurosde.models.network_denoiser import NetworkDenoiser
 
 D = torch.float64
@@ -214,19 +212,6 @@ def test_names_of_priors(tmp_path, monkeypatch):
     (unfinished / "state.safetensors").touch()
     with pytest.raises(FileNotFoundError, match="not trained yet; go on with neurosde train prior"):
         load_prior(unfinished)
-
-
-def test_a_folder_is_meant_before_a_model_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "state.safetensors").touch()
-    with pytest.raises(FileNotFoundError, match="not trained yet; go on with neurosde train cfg"):
-        find_model("base", "posterior")
-    (tmp_path / "base" / "prior.safetensors").touch()
-    assert find_model("base", "posterior", "prior") == Path("base/prior.safetensors")
-    (tmp_path / "state.safetensors").touch()
-    with pytest.raises(FileNotFoundError, match="neither a file nor one of the posteriors"):
-        find_model("missing", "posterior")
 
 
 def test_writing_that_fails_leaves_nothing(tmp_path):
